@@ -1,0 +1,62 @@
+"""Every error this package raises on purpose, drawn as a tree.
+
+MvsweepError
+├── ConfigError        a sweep file, an option or a W&B sweep file breaks a rule (all broken rules at once)
+├── DataError          rows, columns, labels or splits are not what the rule asks
+│   └── DataDrift      the data is not what the study was created with
+├── ModelError         the base model or an adapter cannot be loaded, or cannot do what is asked
+├── StudyError         no such study or run, or the study is not in a state that allows this
+├── StorageError       the database cannot be opened, is of another version, or refuses
+└── TrainingEnded      training stopped for a reason that has a name (carries its EndReason)
+
+A message says the rule, what came, and what to do. The command line prints it in one line and exits with 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mathverify_sweep.states import EndReason
+
+
+class MvsweepError(Exception):
+    """Root of all errors that this package raises on purpose."""
+
+
+class ConfigError(MvsweepError):
+    """A file or an option breaks a rule. `problems` holds one sentence per broken rule, its key first."""
+
+    def __init__(self, where: str, problems: Sequence[str]) -> None:
+        self.where = where
+        self.problems = tuple(problems)
+        super().__init__("\n".join([f"{where}: {len(self.problems)} problem(s)", *(f"  {p}" for p in self.problems)]))
+
+
+class DataError(MvsweepError):
+    """Rows, columns, labels or splits are not what the rule asks; names file, column and row."""
+
+
+class DataDrift(DataError):
+    """The data that this machine reads is not the data that the study was created with."""
+
+
+class ModelError(MvsweepError):
+    """The base model or an adapter cannot be loaded, or cannot do what is asked of it."""
+
+
+class StudyError(MvsweepError):
+    """No such study, trial or run, or it is not in a state that allows what was asked."""
+
+
+class StorageError(MvsweepError):
+    """The database cannot be opened, is of another version, or refuses."""
+
+
+class TrainingEnded(MvsweepError):
+    """Training stopped before its last row for a reason that has a name."""
+
+    def __init__(self, reason: EndReason, message: str) -> None:
+        self.reason = reason
+        super().__init__(message)
