@@ -1,6 +1,7 @@
 """What crosses a process border: the input of a run, what it says while it trains, and its result.
 
-All of it is frozen and goes to JSON and back (`model_dump_json`, `model_validate_json`). Knows no SQL, no Optuna, no torch.
+All of it is frozen and goes to JSON and back (`model_dump_json`, `model_validate_json`). Knows no SQL, no Optuna, no
+torch.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ class Frozen(BaseModel):
 class BaseModelSpec(Frozen):
     """The frozen model under the adapters."""
 
-    name: str = Field("builtin:tiny", description="hub name, local folder, or `builtin:tiny`, the model that ships with the package")
+    name: str = Field(
+        "builtin:tiny", description="hub name, local folder, or `builtin:tiny`, the model that ships with the package"
+    )
     revision: str | None = Field(None, description="branch, tag or commit of a hub model")
     quantization: Quantization = Field("nf4", description="`nf4` (4 bit), `int8`, or `none`")
     bnb_4bit_use_double_quant: bool = Field(True, description="quantise the NF4 scales too")
@@ -51,15 +54,19 @@ class ColumnsSpec(Frozen):
 
 
 class DataSpec(Frozen):
-    """Rows, and how they are split. Two machines that resolve the same DataSpec to other rows have other fingerprints."""
+    """Rows, and how they are split. Machines that resolve one DataSpec to other rows have other fingerprints."""
 
     source: str = Field("generated", description="`generated`, a parquet/CSV/JSONL file, or a hub data set name")
     revision: str | None = Field(None, description="branch, tag or commit of a hub data set")
     generated_rows: int = Field(20_000, ge=100, description="rows to generate when the source is `generated`")
     columns: ColumnsSpec = Field(default_factory=ColumnsSpec, description="column names, where they differ from ours")
-    split_column: str | None = Field(None, description="column that holds train/validation/test/gate; without it rows are split by question")
+    split_column: str | None = Field(
+        None, description="column that holds train/validation/test/gate; without it rows are split by question"
+    )
     validation_share: float = Field(0.1, gt=0, lt=0.5, description="share of the questions for validation")
-    test_share: float = Field(0.1, ge=0, lt=0.5, description="share of the questions for the test, read once at the end")
+    test_share: float = Field(
+        0.1, ge=0, lt=0.5, description="share of the questions for the test, read once at the end"
+    )
     gate_share: float = Field(0.05, ge=0, lt=0.5, description="share of the questions for choosing among finalists")
     validation_rows: int | None = Field(None, ge=1, description="validation rows to keep; all when absent")
     balance: bool = Field(False, description="drop training rows of the larger class until both have the same number")
@@ -71,20 +78,32 @@ class TrainParams(Frozen):
 
     lora_r: int = Field(16, ge=1, le=1024, description="LoRA rank")
     lora_alpha: float | None = Field(None, gt=0, description="LoRA alpha; absent: `lora_alpha_ratio` times the rank")
-    lora_alpha_ratio: float = Field(2.0, gt=0, description="alpha as a multiple of the rank, used when `lora_alpha` is absent")
+    lora_alpha_ratio: float = Field(
+        2.0, gt=0, description="alpha as a multiple of the rank, used when `lora_alpha` is absent"
+    )
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapter's input")
     use_rslora: bool = Field(True, description="scale by alpha/sqrt(r) instead of alpha/r")
     learning_rate: float = Field(2e-4, gt=0, description="peak learning rate")
     lr_scheduler_type: Scheduler = Field("cosine", description="learning-rate schedule")
     lr_num_cycles: int = Field(2, ge=1, le=100, description="restarts of `cosine_with_restarts` (1 is plain cosine)")
-    lr_decay_share: float = Field(0.2, gt=0, le=1, description="share of the steps that `warmup_stable_decay` decays over")
-    effective_batch_size: int = Field(32, ge=1, le=4096, description="rows per optimizer step, whatever the micro-batch")
-    warmup_steps: float = Field(0.05, ge=0, description="below 1 a share of all optimizer steps, from 1 on a number of steps")
+    lr_decay_share: float = Field(
+        0.2, gt=0, le=1, description="share of the steps that `warmup_stable_decay` decays over"
+    )
+    effective_batch_size: int = Field(
+        32, ge=1, le=4096, description="rows per optimizer step, whatever the micro-batch"
+    )
+    warmup_steps: float = Field(
+        0.05, ge=0, description="below 1 a share of all optimizer steps, from 1 on a number of steps"
+    )
     weight_decay: float = Field(0.0, ge=0, le=1, description="decoupled weight decay (0 makes AdamW plain Adam)")
     max_grad_norm: float = Field(1.0, ge=0, description="gradient norm to clip at (0: no clipping)")
     optim: Optimizer = Field("adamw_torch", description="optimizer")
-    prompt_template: str = Field("plain", description="a built-in prompt template, or one from the sweep file's `prompts`")
-    prompt_loss_weight: float = Field(0.0, ge=0, le=1, description="loss weight of the prompt's tokens; the verdict's token weighs 1")
+    prompt_template: str = Field(
+        "plain", description="a built-in prompt template, or one from the sweep file's `prompts`"
+    )
+    prompt_loss_weight: float = Field(
+        0.0, ge=0, le=1, description="loss weight of the prompt's tokens; the verdict's token weighs 1"
+    )
 
     @property
     def alpha(self) -> float:
@@ -106,10 +125,18 @@ class RunSpec(Frozen):
     train_rows: int = Field(ge=1, description="the first this many of the nested training order, one epoch")
     max_length: int = Field(1024, ge=16, description="tokens of one row; longer solutions are cut in their middle")
     objective: Objective = "validation_accuracy"
-    rungs: tuple[int, ...] = Field((), description="rows seen at which the run reports, ascending, all below train_rows")
-    rung_rows: int | None = Field(None, ge=1, description="validation rows read at a rung; all when absent, as at the end")
-    start_from: tuple[str, ...] = Field((), description="run ids of earlier stages: start from the best adapter among them, if any")
-    micro_batch_tokens: int | None = Field(None, ge=16, description="padded tokens in one forward pass; absent: chosen for the device")
+    rungs: tuple[int, ...] = Field(
+        (), description="rows seen at which the run reports, ascending, all below train_rows"
+    )
+    rung_rows: int | None = Field(
+        None, ge=1, description="validation rows read at a rung; all when absent, as at the end"
+    )
+    start_from: tuple[str, ...] = Field(
+        (), description="run ids of earlier stages: start from the best adapter among them, if any"
+    )
+    micro_batch_tokens: int | None = Field(
+        None, ge=16, description="padded tokens in one forward pass; absent: chosen for the device"
+    )
     gradient_checkpointing: bool = False
     seed: int = Field(0, ge=0, description="adapter initialisation, dropout and data order")
 
@@ -141,7 +168,9 @@ class RunResult(Frozen):
     message: str = ""
     value: float | None = Field(None, description="the objective on the validation split")
     metrics: Metrics | None = None
-    log_odds: tuple[float, ...] = Field((), description="log P(True) - log P(False) per validation row, in the split's order")
+    log_odds: tuple[float, ...] = Field(
+        (), description="log P(True) - log P(False) per validation row, in the split's order"
+    )
     rows_seen: int = 0
     optimizer_steps: int = 0
     left_out_rows: int = Field(0, description="training rows left out because they do not fit max_length even when cut")

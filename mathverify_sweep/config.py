@@ -1,0 +1,187 @@
+"""A sweep file, typed: every key with its default, meaning and unit. `sweep_file.py` reads one.
+
+A file states only what differs from the defaults below. Knows no SQL, no Optuna, no torch.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, PrivateAttr
+
+from mathverify_sweep import search_space
+from mathverify_sweep.search_space import SearchSpace
+from mathverify_sweep.specs import BaseModelSpec, DataSpec, Frozen, Objective, RunSpec, TrainParams
+
+
+def _stage_size(value: object) -> object:
+    is_rows = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    is_share = isinstance(value, float) and 0 < value <= 1
+    if value == "all" or is_rows or is_share:
+        return value
+    raise ValueError("a stage is a number of rows, a share above 0 and up to 1.0, or `all`")
+
+
+StageSize = Annotated[int | float | str, BeforeValidator(_stage_size)]
+
+
+class DataConfig(DataSpec):
+    """`DataSpec`, and how many training rows a trial sees."""
+
+    train_rows: int = Field(10_000, ge=1, description="training rows of a trial: the first ones of the nested order")
+
+
+class TrainingConfig(Frozen):
+    """What all runs of the study share."""
+
+    max_length: int = Field(1024, ge=16, description="tokens of one row; longer solutions are cut in their middle")
+    rung_rows: int | None = Field(1_000, ge=1, description="validation rows read at a rung; null for all")
+    micro_batch_tokens: int | None = Field(
+        None, ge=16, description="padded tokens in one forward pass; absent: chosen for the device"
+    )
+    gradient_checkpointing: bool = Field(False, description="save memory, pay half the speed")
+    seed: int = Field(0, ge=0, description="adapter initialisation, dropout and data order of every run")
+
+
+class SamplerConfig(Frozen):
+    """What proposes trials."""
+
+    type: Literal["tpe", "random", "quasi_random", "grid"] = Field(
+        "tpe",
+        description="`tpe` (multivariate, grouped for conditional axes), `random`, `quasi_random` (Sobol) or `grid`",
+    )
+    seed: int = Field(0, ge=0, description="seed of the proposals")
+    n_startup_trials: int = Field(10, ge=1, description="random trials before `tpe` models anything")
+
+
+class PrunerConfig(Frozen):
+    """What ends weak trials early. Steps are rows seen."""
+
+    type: Literal["asha", "hyperband", "median", "none"] = Field(
+        "asha", description="`asha` (successive halving), `hyperband`, `median`, or `none`"
+    )
+    min_rows: int | None = Field(
+        None, ge=1, description="rows seen at the first rung; an eighth of data.train_rows when absent"
+    )
+    reduction_factor: int = Field(
+        2, ge=2, description="`asha`, `hyperband`: each rung is this many times the one before, and keeps this fraction"
+    )
+    n_startup_trials: int = Field(4, ge=0, description="`median`: complete trials before anything is pruned")
+
+
+class BudgetConfig(Frozen):
+    """When the study ends, counted over all workers."""
+
+    trials: int | None = Field(None, ge=1, description="trials; absent: 31, or the whole grid")
+    gpu_hours: float | None = Field(
+        None, gt=0, description="no new trial once the runs have used this many device-hours"
+    )
+    deadline: datetime | None = Field(None, description="no new trial after this time (ISO 8601, with a zone)")
+
+
+class PromotionConfig(Frozen):
+    """How the best trials become long runs."""
+
+    plan: Literal["cumulative"] = Field(
+        "cumulative",
+        description="each stage trains one epoch over the first rows, more every stage, from the best adapter so far",
+    )
+    stages: tuple[StageSize, ...] = Field(
+        (20_000, 40_000, 60_000, "all"),
+        min_length=1,
+        description="training rows of each stage: a number, a share up to 1.0, or `all`",
+    )
+    top: int = Field(1, ge=1, description="trials that `mvsweep run` promotes")
+
+
+class TrackingConfig(Frozen):
+    """Weights & Biases."""
+
+    wandb: Literal["offline", "online", "disabled"] = Field(
+        "offline", description="`offline` (sync later), `online`, or `disabled`"
+    )
+    project: str = Field("mathverify-sweep", min_length=1, description="W&B project")
+    entity: str | None = Field(None, description="W&B team or user")
+
+
+class SweepConfig(Frozen):
+    """A sweep file."""
+
+    study: str = Field(
+        min_length=1, max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the study"
+    )
+    task: Literal["verification"] = Field("verification", description="judge a worked solution: True or False")
+    objective: Objective = Field("validation_accuracy", description="what trials are ranked by")
+    base_model: BaseModelSpec = Field(
+        default_factory=lambda: BaseModelSpec(), description="the frozen model under the adapters"
+    )
+    data: DataConfig = Field(default_factory=lambda: DataConfig(), description="rows and splits")
+    prompts: dict[str, str] = Field(
+        default_factory=dict, description="your prompt templates: name to text, or to a file beside this one"
+    )
+    search_space: dict[str, Any] = Field(default_factory=dict, description="axes: fixed value, choices, or range")
+    enqueue: tuple[dict[str, Any], ...] = Field((), description="settings to try first")
+    training: TrainingConfig = Field(default_factory=lambda: TrainingConfig(), description="what all runs share")
+    sampler: SamplerConfig = Field(default_factory=lambda: SamplerConfig(), description="what proposes trials")
+    pruner: PrunerConfig = Field(default_factory=lambda: PrunerConfig(), description="what ends weak trials early")
+    budget: BudgetConfig = Field(default_factory=lambda: BudgetConfig(), description="when the study ends")
+    promotion: PromotionConfig = Field(
+        default_factory=lambda: PromotionConfig(), description="how the best trials become long runs"
+    )
+    tracking: TrackingConfig = Field(default_factory=lambda: TrackingConfig(), description="Weights & Biases")
+
+    _space: SearchSpace | None = PrivateAttr(None)
+
+    @property
+    def space(self) -> SearchSpace:
+        """The parsed search space."""
+        if self._space is None:
+            self._space = search_space.parse(self.search_space)[0]
+        return self._space
+
+    @property
+    def trials(self) -> int:
+        """Trials of the study: as stated, or the whole grid, or 31."""
+        grid = self.space.grid_size if self.sampler.type == "grid" else None
+        return self.budget.trials or grid or 31
+
+    @property
+    def rungs(self) -> tuple[int, ...]:
+        """Rows seen at which a trial reports, below the trial's rows: geometric, or even for the median pruner."""
+        rows, first = self.data.train_rows, self.first_rung
+        if self.pruner.type == "none":
+            return ()
+        if self.pruner.type == "median":
+            return tuple(range(first, rows, first))
+        found = []
+        while first < rows:
+            found.append(first)
+            first *= self.pruner.reduction_factor
+        return tuple(found)
+
+    @property
+    def first_rung(self) -> int:
+        """Rows seen at the first rung."""
+        return self.pruner.min_rows or max(1, self.data.train_rows // 8)
+
+    @property
+    def data_spec(self) -> DataSpec:
+        """The data without the size of a trial."""
+        return DataSpec.model_validate(self.data.model_dump(exclude={"train_rows"}))
+
+    def trial_spec(self, trial_number: int, params: TrainParams, data_fingerprint: str) -> RunSpec:
+        """The fully resolved input of a trial."""
+        return RunSpec(
+            study_name=self.study,
+            trial_number=trial_number,
+            base_model=self.base_model,
+            data=self.data_spec,
+            data_fingerprint=data_fingerprint,
+            prompt_texts=self.prompts,
+            params=params,
+            train_rows=self.data.train_rows,
+            objective=self.objective,
+            rungs=self.rungs,
+            **self.training.model_dump(),
+        )

@@ -1,0 +1,218 @@
+"""Reads a sweep file (YAML 1.2) and reports every problem at once, each with its key path.
+
+Knows the rules across sections; `config.py` has the keys, `search_space.py` the axes.
+"""
+
+from __future__ import annotations
+
+import difflib
+import io
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from mathverify_sweep import search_space
+from mathverify_sweep.config import DataConfig, SweepConfig
+from mathverify_sweep.errors import ConfigError
+from mathverify_sweep.search_space import SearchSpace
+from mathverify_sweep.specs import TrainParams
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> SweepConfig:
+    """Read a sweep file. Relative paths in it are relative to its folder; `overrides` are `key.path=value`.
+
+    Raises ConfigError with every problem of the file.
+    """
+    raw = read_yaml(path)
+    for override in overrides:
+        _apply(raw, override, str(path))
+    return validate(raw, str(path), path.parent)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping that a YAML 1.2 file holds (`2e-5` is a number, `no` is a word). Raises ConfigError."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(str(path), [f"cannot be read: {error}"]) from None
+    loaded = _yaml(text, str(path))
+    if not isinstance(loaded, dict):
+        raise ConfigError(str(path), [f"must be a mapping of keys to values, got {type(loaded).__name__}."])
+    return loaded
+
+
+def validate(raw: Mapping[str, Any], where: str, folder: Path) -> SweepConfig:
+    """A SweepConfig from what a file holds. Raises ConfigError with every problem, each with its key path."""
+    problems: list[str] = []
+    config = _parsed(raw, problems)
+    if config is not None:
+        problems += _across_sections(config)
+        prompts = _texts(config.prompts, folder, problems)
+        config = config.model_copy(update={"prompts": prompts, "data": _from_folder(config.data, folder)})
+    if problems or config is None:
+        raise ConfigError(where, list(dict.fromkeys(problems)))
+    return config
+
+
+def known_axes() -> tuple[str, ...]:
+    """The axes that a search space may name."""
+    return tuple(TrainParams.model_fields)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """` Did you mean ...?` for a misspelt name, or the list of known ones."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"Did you mean {close[0]}?" if close else f"Known: {', '.join(sorted(known))}."
+
+
+def _yaml(text: str, where: str) -> Any:
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        return YAML(typ="safe", pure=True).load(io.StringIO(text))
+    except YAMLError as error:
+        raise ConfigError(where, [f"not YAML: {' '.join(str(error).split())}"]) from None
+
+
+def _apply(raw: dict[str, Any], override: str, where: str) -> None:
+    key, separator, value = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(where, [f"--set takes key.path=value, got {override!r}. Example: --set budget.trials=4"])
+    *parents, last = key.split(".")
+    section = raw
+    for parent in parents:
+        section = section.setdefault(parent, {})
+        if not isinstance(section, dict):
+            raise ConfigError(where, [f"--set {key}: {parent} is a value, not a section."])
+    section[last] = _yaml(value, f"--set {key}")
+
+
+def _parsed(raw: Mapping[str, Any], problems: list[str]) -> SweepConfig | None:
+    """The file with its broken keys left out, so that rules across sections are checked even so; or None."""
+    found = _broken_keys(raw)
+    problems += [message for _, message in found]
+    good = _without(raw, [location for location, _ in found])
+    space = good.get("search_space", {})
+    if isinstance(space, dict):
+        unknown = [name for name in space if name not in TrainParams.model_fields]
+        problems += [f"search_space.{name}: unknown axis. {nearest(str(name), known_axes())}" for name in unknown]
+        good = {**good, "search_space": {k: v for k, v in space.items() if k not in unknown}}
+        problems += search_space.parse(good["search_space"])[1]
+    try:
+        return SweepConfig.model_validate({"study": "unnamed", **good})
+    except ValidationError:
+        return None
+
+
+def _broken_keys(raw: Mapping[str, Any]) -> list[tuple[tuple[str | int, ...], str]]:
+    try:
+        SweepConfig.model_validate(raw)
+    except ValidationError as error:
+        return [(_location(e["loc"], raw), _sentence(e)) for e in error.errors()]
+    return []
+
+
+def _location(loc: tuple[str | int, ...], raw: Any) -> tuple[str | int, ...]:
+    """The part of pydantic's location that is a path in the file (it appends names of union members)."""
+    path: list[str | int] = []
+    for part in loc:
+        is_key = isinstance(raw, Mapping) and part in raw
+        is_item = isinstance(raw, list) and isinstance(part, int) and part < len(raw)
+        if not (is_key or is_item):
+            break
+        raw = raw[part]
+        path.append(part)
+    return tuple(path)
+
+
+def _sentence(error: Any) -> str:
+    loc = [part for part in error["loc"] if not re.fullmatch(r"constrained-\w+|literal\[.*\]", str(part))]
+    key = ".".join(map(str, loc))
+    if error["type"] == "extra_forbidden":
+        return f"{key}: unknown key. {nearest(str(loc[-1]), _fields_at(loc[:-1]))}"
+    if error["type"] == "missing":
+        return f"{key}: is required. Add it."
+    if error["type"] == "string_pattern_mismatch":
+        return f"{key}: letters, digits, dot, dash and underscore, a letter or digit first, got {error['input']!r}."
+    rule = error["msg"].removeprefix("Value error, ")
+    return f"{key}: {rule[0].lower()}{rule[1:]}, got {error['input']!r}."
+
+
+def _fields_at(loc: Sequence[str | int]) -> list[str]:
+    model: type[BaseModel] = SweepConfig
+    for part in loc:
+        annotation = model.model_fields[str(part)].annotation
+        members = [annotation, *get_args(annotation)]
+        model = next(m for m in members if isinstance(m, type) and issubclass(m, BaseModel))
+    return list(model.model_fields)
+
+
+def _without(raw: Any, locations: Sequence[tuple[str | int, ...]]) -> dict[str, Any]:
+    """A copy of the file without the keys at `locations` (a whole list goes when one of its items is broken)."""
+    drop = {tuple(loc[: next((i for i, p in enumerate(loc) if isinstance(p, int)), len(loc))]) for loc in locations}
+
+    def copy(value: Any, path: tuple[str | int, ...]) -> Any:
+        if isinstance(value, Mapping):
+            return {k: copy(v, (*path, k)) for k, v in value.items() if (*path, k) not in drop}
+        return value
+
+    copied: dict[str, Any] = copy(raw, ())
+    return copied
+
+
+def _across_sections(config: SweepConfig) -> list[str]:
+    problems = []
+    first, rows = config.first_rung, config.data.train_rows
+    if first >= rows and config.pruner.type != "none":
+        problems.append(f"pruner.min_rows: must be below data.train_rows ({rows}), got {first}. Lower it.")
+    if config.sampler.type == "grid" and config.space.grid_size is None:
+        problems.append(
+            "sampler.type: a grid needs choices or stepped ranges on every axis. Give steps, or use quasi_random."
+        )
+    if config.budget.deadline is not None and config.budget.deadline.tzinfo is None:
+        problems.append(
+            f"budget.deadline: needs a time zone, got {config.budget.deadline.isoformat()}. Add Z or +01:00."
+        )
+    for position, settings in enumerate(config.enqueue):
+        problems += enqueue_problems(config.space, settings, f"enqueue.{position}")
+    return problems
+
+
+def enqueue_problems(space: SearchSpace, settings: Mapping[str, Any], key: str) -> list[str]:
+    """Why these settings cannot be enqueued: they must name tuned axes, with values that the axis takes."""
+    tuned = {axis.name for axis in space.axes}
+    problems = []
+    for name, value in settings.items():
+        if name not in tuned:
+            problems.append(f"{key}.{name}: not a tuned axis of this study. {nearest(name, tuned)}")
+        elif rule := search_space.value_problem(name, value):
+            problems.append(f"{key}.{name}: {rule}, got {value!r}.")
+    return problems
+
+
+def _texts(prompts: Mapping[str, str], folder: Path, problems: list[str]) -> dict[str, str]:
+    """Templates as texts: a value without a placeholder names a file beside the sweep file."""
+    texts = {}
+    for name, value in prompts.items():
+        if "{" in value:
+            texts[name] = value
+            continue
+        try:
+            texts[name] = (folder / value).read_text(encoding="utf-8").rstrip("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            problems.append(
+                f"prompts.{name}: must be a template with {{question}}, or a file beside the sweep file: {error}"
+            )
+    return texts
+
+
+def _from_folder(data: DataConfig, folder: Path) -> DataConfig:
+    """A local data file named relative to the sweep file becomes absolute, so that workers may start anywhere."""
+    if not re.search(r"\.(parquet|csv|jsonl)$", data.source):
+        return data
+    return data.model_copy(update={"source": str((folder / data.source).resolve())})
