@@ -1,0 +1,80 @@
+"""Every file name this package knows: what ships with it, and where a study's output goes.
+
+    OUTPUT/<study>/report.html                       the study's page
+    OUTPUT/<study>/<run_id>-<lease token>/adapter/   one attempt of one run: no two attempts share a folder
+    OUTPUT/<study>/<run_id>-<lease token>/wandb/     its W&B files
+
+Study names come from people and files, so they never become a path as they are. Creates nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+DEFAULT_OUTPUT = Path("runs")
+DEFAULT_DATABASE = Path("mvsweep.sqlite3")
+
+_PACKAGE = Path(__file__).resolve().parent
+_SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,59}(?<![.])")
+# Names that Windows reads as devices, with any ending.
+_DEVICE_NAME = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
+
+
+def storage_folder() -> Path:
+    """`storage/`: alembic.ini, migrations/ and schema.sql."""
+    return _resource("storage")
+
+
+def migrations_folder() -> Path:
+    """`storage/migrations/`, Alembic's script location."""
+    return storage_folder() / "migrations"
+
+
+def sweeps_folder() -> Path:
+    """`sweeps/`: the sweep files that ship with the package."""
+    return _resource("sweeps")
+
+
+def safe_name(name: str) -> str:
+    """`name` as one path component: itself when harmless, else its harmless characters and a hash of it all."""
+    if _SAFE_NAME.fullmatch(name) and not _DEVICE_NAME.fullmatch(name):
+        return name
+    readable = re.sub(r"[^A-Za-z0-9_]+", "-", name).strip("-")[:40] or "study"
+    return f"{readable}-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:10]}"
+
+
+def study_folder(output: Path, study_name: str) -> Path:
+    """Everything that a study writes beside the database."""
+    return output / safe_name(study_name)
+
+
+def run_folder(output: Path, study_name: str, run_id: str, lease_token: str) -> Path:
+    """The folder of one attempt; its token keeps a worker that lost its lease out of its successor's files."""
+    return study_folder(output, study_name) / safe_name(f"{run_id}-{lease_token}")
+
+
+def adapter_folder(folder: Path) -> Path:
+    """The trained adapter within a run's folder."""
+    return folder / "adapter"
+
+
+def wandb_folder(folder: Path) -> Path:
+    """What W&B writes within a run's folder."""
+    return folder / "wandb"
+
+
+def report_file(output: Path, study_name: str) -> Path:
+    """The study's HTML page."""
+    return study_folder(output, study_name) / "report.html"
+
+
+def _resource(name: str) -> Path:
+    for folder in (_PACKAGE / "_resources" / name, _PACKAGE.parent / name):
+        if folder.is_dir():
+            return folder
+    raise FileNotFoundError(
+        f"the folder `{name}` ships with mathverify-sweep, but is neither in {_PACKAGE / '_resources'} nor beside the "
+        "package. Install the package again, or work in a full checkout."
+    )
