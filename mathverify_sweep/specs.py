@@ -173,6 +173,7 @@ class RunResult(Frozen):
     )
     rows_seen: int = 0
     optimizer_steps: int = 0
+    micro_batch_tokens: int = Field(0, description="padded tokens in one forward pass, as used")
     left_out_rows: int = Field(0, description="training rows left out because they do not fit max_length even when cut")
     train_seconds: float = 0.0
     eval_seconds: float = 0.0

@@ -1,0 +1,98 @@
+"""What a worker and its engine process say to each other, as JSON over one socket. Nothing is pickled."""
+
+from __future__ import annotations
+
+from multiprocessing.connection import Connection
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter
+
+from mathverify_sweep.specs import DataSpec, Frozen, RunResult, RunSpec
+from mathverify_sweep.states import Verdict
+
+
+class Prepare(Frozen):
+    """To the engine: read this data, and refuse if it is not what the study was created with."""
+
+    kind: Literal["prepare"] = "prepare"
+    data: DataSpec
+    data_fingerprint: str
+
+
+class Start(Frozen):
+    """To the engine: train this run."""
+
+    kind: Literal["start"] = "start"
+    run_id: str
+    spec: RunSpec
+    folder: str
+    start_adapter: str | None
+
+
+class Answer(Frozen):
+    """To the engine: the verdict on its last report."""
+
+    kind: Literal["answer"] = "answer"
+    verdict: Verdict
+
+
+class Ready(Frozen):
+    """From the engine: prepared, waiting for runs."""
+
+    kind: Literal["ready"] = "ready"
+
+
+class Refused(Frozen):
+    """From the engine: this machine cannot work on the study, and why."""
+
+    kind: Literal["refused"] = "refused"
+    message: str
+
+
+class Logged(Frozen):
+    """From the engine: a point of the training curve."""
+
+    kind: Literal["logged"] = "logged"
+    run_id: str
+    rows_seen: int
+    loss: float
+    learning_rate: float
+
+
+class Reported(Frozen):
+    """From the engine: an intermediate value; it waits for an Answer."""
+
+    kind: Literal["reported"] = "reported"
+    run_id: str
+    rows_seen: int
+    value: float
+
+
+class Ended(Frozen):
+    """From the engine: the run has ended."""
+
+    kind: Literal["ended"] = "ended"
+    run_id: str
+    result: RunResult
+
+
+ToEngine = Prepare | Start | Answer
+FromEngine = Ready | Refused | Logged | Reported | Ended
+
+_TO_ENGINE: TypeAdapter[ToEngine] = TypeAdapter(Annotated[ToEngine, Field(discriminator="kind")])
+_FROM_ENGINE: TypeAdapter[FromEngine] = TypeAdapter(Annotated[FromEngine, Field(discriminator="kind")])
+
+
+def send(connection: Connection, message: ToEngine | FromEngine) -> None:
+    """Send one message whole. Raises OSError when the other side is gone."""
+    connection.send_bytes(message.model_dump_json().encode())
+
+
+def receive_in_engine(connection: Connection) -> ToEngine:
+    """The next message to the engine. Raises EOFError when the worker is gone."""
+    return _TO_ENGINE.validate_json(connection.recv_bytes())
+
+
+def receive_in_worker(connection: Connection) -> FromEngine:
+    """The next message from the engine. Raises EOFError when the engine is gone."""
+    return _FROM_ENGINE.validate_json(connection.recv_bytes())
