@@ -1,0 +1,177 @@
+"""Figures of a verifier from its log-odds; the intervals know that the rows of a question are not independent.
+
+Log-odds are log P(True) - log P(False); a row is judged True when they are at least the threshold, 0 unless fitted.
+scikit-learn is imported when a figure is computed, so that what only shows figures starts without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from mathverify_sweep.errors import DataError
+from mathverify_sweep.specs import Metrics, Objective
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with the ends of its 95 % interval."""
+
+    estimate: float
+    low: float
+    high: float
+
+
+def judge(log_odds: ArrayLike, labels: ArrayLike, groups: Sequence[str], threshold: float | None = None) -> Metrics:
+    """All figures of one model on one split; the threshold is fitted on these rows when none is given.
+
+    Defined here where the usual formula has no value: AUC is 0.5 when all labels are equal (no pair to
+    rank); precision, recall and F1 are 0 when nothing was judged True, or nothing is. Log-loss clips probabilities as
+    scikit-learn does (at the float64 epsilon, so one row costs at most 36).
+    """
+    from scipy.special import expit
+    from sklearn.metrics import confusion_matrix, log_loss, precision_recall_fscore_support, roc_auc_score
+
+    scores, truth = _checked(log_odds, labels, groups)
+    judged = scores >= 0
+    (true_negatives, false_positives), (false_negatives, true_positives) = confusion_matrix(
+        truth, judged, labels=[False, True]
+    ).tolist()
+    precision, recall, f1, _ = precision_recall_fscore_support(truth, judged, average="binary", zero_division=0.0)
+    accuracy = clustered_accuracy(judged == truth, groups)
+    used = fitted_threshold(scores, truth) if threshold is None else threshold
+    return Metrics(
+        rows=len(scores),
+        accuracy=accuracy.estimate,
+        accuracy_low=accuracy.low,
+        accuracy_high=accuracy.high,
+        precision=float(precision),
+        recall=float(recall),
+        f1=float(f1),
+        log_loss=float(log_loss(truth, expit(scores), labels=[False, True])),
+        auc=float(roc_auc_score(truth, scores)) if truth.any() and not truth.all() else 0.5,
+        true_positives=true_positives,
+        false_positives=false_positives,
+        true_negatives=true_negatives,
+        false_negatives=false_negatives,
+        threshold=used,
+        accuracy_at_threshold=float(np.mean((scores >= used) == truth)),
+    )
+
+
+def objective_value(metrics: Metrics, objective: Objective) -> float:
+    """The figure that a study optimises."""
+    figures = {
+        "validation_accuracy": metrics.accuracy,
+        "validation_log_loss": metrics.log_loss,
+        "validation_auc": metrics.auc,
+    }
+    return figures[objective]
+
+
+def higher_is_better(objective: Objective) -> bool:
+    """Whether the study maximises the objective."""
+    return objective != "validation_log_loss"
+
+
+def clustered_accuracy(is_right: ArrayLike, groups: Sequence[str]) -> Interval:
+    """Share of rows that are right, with a Wilson interval at the effective sample size.
+
+    The variance is that of a ratio of cluster totals (Cochran, Sampling Techniques, 3rd ed., eq. 6.13 with clusters as
+    units; "clustered standard errors"); the number of independent rows with the same variance takes the place of n in
+    Wilson's interval, with Student's t at (clusters - 1) degrees of freedom (Korn and Graubard, Survey Methodology 24,
+    1998; Dean and Pagano, J. Survey Stat. Methodol. 3, 2015). Where all rows are equal the variance says nothing, and
+    the number of clusters takes that place.
+    """
+    from scipy.stats import t as student
+
+    right = np.asarray(is_right, dtype=np.float64)
+    clusters = _cluster_numbers(groups)
+    count = int(clusters.max()) + 1
+    estimate = float(right.mean())
+    errors = np.bincount(clusters, weights=right - estimate)
+    variance = float(errors @ errors) * count / max(count - 1, 1) / len(right) ** 2
+    effective = estimate * (1 - estimate) / variance if variance > 0 else float(count)
+    quantile = float(student.ppf(0.5 + CONFIDENCE / 2, max(count - 1, 1)))
+    low, high = _wilson(estimate, min(effective, float(len(right))), quantile)
+    return Interval(estimate, low, high)
+
+
+def fitted_threshold(log_odds: ArrayLike, labels: ArrayLike) -> float:
+    """The threshold with the highest accuracy on these rows; among equals 0, else the one nearest to 0.
+
+    Candidates lie midway between neighbouring scores, and one beyond either end, so scores that tie are judged alike.
+    """
+    scores = np.asarray(log_odds, dtype=np.float64)
+    truth = np.asarray(labels, dtype=np.bool_)
+    values, inverse = np.unique(scores, return_inverse=True)
+    gain = np.bincount(inverse, weights=np.where(truth, 1.0, -1.0))  # lost when a value falls below the threshold
+    right = truth.sum() - np.concatenate([[0.0], np.cumsum(gain)])
+    between = values[:-1] + np.diff(values) / 2
+    between = np.where(between > values[:-1], between, values[1:])
+    candidates = np.concatenate([[min(values[0], 0.0) - 1], between, [max(values[-1], 0.0) + 1]])
+    candidates, right = np.append(candidates, 0.0), np.append(right, ((scores >= 0) == truth).sum())
+    best = candidates[right == right.max()]
+    return float(best[np.argmin(np.abs(best))])
+
+
+def paired_difference(
+    log_odds_a: ArrayLike,
+    log_odds_b: ArrayLike,
+    labels: ArrayLike,
+    groups: Sequence[str],
+    *,
+    thresholds: tuple[float, float] = (0.0, 0.0),
+    seed: int = 0,
+    resamples: int = 10_000,
+) -> Interval:
+    """Accuracy of a minus accuracy of b on the same rows; percentile bootstrap that draws whole questions.
+
+    Cluster bootstrap: Davison and Hinkley, Bootstrap Methods and their Application, 1997, section 3.8.
+    """
+    a, truth = _checked(log_odds_a, labels, groups)
+    b, _ = _checked(log_odds_b, labels, groups)
+    gains = ((a >= thresholds[0]) == truth).astype(np.float64) - ((b >= thresholds[1]) == truth)
+    clusters = _cluster_numbers(groups)
+    totals, sizes = np.bincount(clusters, weights=gains), np.bincount(clusters).astype(np.float64)
+    rng = np.random.default_rng(seed)
+    means: list[Floats] = []
+    for start in range(0, resamples, 500):
+        drawn = rng.integers(len(totals), size=(min(500, resamples - start), len(totals)), dtype=np.int32)
+        means.append(totals[drawn].sum(axis=1) / sizes[drawn].sum(axis=1))
+    low, high = np.quantile(np.concatenate(means), [0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2])
+    return Interval(float(gains.mean()), float(low), float(high))
+
+
+def _checked(log_odds: ArrayLike, labels: ArrayLike, groups: Sequence[str]) -> tuple[Floats, Bools]:
+    scores = np.asarray(log_odds, dtype=np.float64)
+    truth = np.asarray(labels, dtype=np.bool_)
+    if not (scores.ndim == 1 and len(scores) == len(truth) == len(groups) > 0):
+        raise DataError(
+            "figures need as many log-odds as labels and questions, and at least one, "
+            f"got {scores.size}, {truth.size} and {len(groups)}"
+        )
+    odd = np.flatnonzero(~np.isfinite(scores))
+    if len(odd):
+        raise DataError(f"log-odds must be finite, got {scores[odd[0]]} at row {odd[0] + 1} (and {len(odd) - 1} more)")
+    return scores, truth
+
+
+def _cluster_numbers(groups: Sequence[str]) -> NDArray[np.int64]:
+    numbers: dict[str, int] = {}
+    return np.fromiter((numbers.setdefault(key, len(numbers)) for key in groups), dtype=np.int64, count=len(groups))
+
+
+def _wilson(share: float, rows: float, quantile: float) -> tuple[float, float]:
+    square = quantile**2
+    center = (share + square / (2 * rows)) / (1 + square / rows)
+    half = quantile * np.sqrt(share * (1 - share) / rows + square / (4 * rows**2)) / (1 + square / rows)
+    return max(0.0, float(center - half)), min(1.0, float(center + half))
