@@ -14,6 +14,7 @@ from urllib.parse import unquote_plus
 
 import sqlalchemy as sa
 from sqlalchemy import exc
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, Connection, Engine
 
 from mathverify_sweep import paths
@@ -89,6 +90,11 @@ def transaction(engine: Engine) -> Iterator[Connection]:
     except exc.SQLAlchemyError as error:
         # `from None`: the driver's own text may quote the connection string.
         raise StorageError(_one_line(engine.url, error)) from None
+
+
+def insert(connection: Connection, table: sa.Table) -> sqlite.Insert | postgresql.Insert:
+    """An INSERT that knows ON CONFLICT, which SQLAlchemy has per dialect only."""
+    return sqlite.insert(table) if connection.dialect.name == "sqlite" else postgresql.insert(table)
 
 
 def upgrade(engine: Engine) -> None:
