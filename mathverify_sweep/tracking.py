@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-QUEUE_LIMIT = 10_000
+QUEUE_LIMIT = 2_000
 """Points that wait for W&B before new ones are dropped; starts and ends are never dropped."""
 OFFLINE_SECONDS = 600.0
 """After a failed online start, runs go offline this long before online is tried again."""
@@ -73,13 +73,16 @@ class Tracker:
     def _put(self, task: Callable[[], None], droppable: bool = False) -> None:
         if self._settings.mode == "disabled":
             return
-        if droppable and self._tasks.qsize() >= QUEUE_LIMIT:
-            if not self._dropping:
-                log.warning("W&B is %d points behind: new points are dropped until it catches up", QUEUE_LIMIT)
-            self._dropping = True
-            return
-        self._dropping = False
-        self._tasks.put(task)
+        if not (droppable and self._is_behind()):
+            self._tasks.put(task)
+
+    def _is_behind(self) -> bool:
+        """Whether points are dropped: from a full queue on until half of it is drawn, so that it is said once."""
+        behind = self._tasks.qsize() >= (QUEUE_LIMIT // 2 if self._dropping else QUEUE_LIMIT)
+        if behind and not self._dropping:
+            log.warning("W&B is %d points behind: new points are dropped until it catches up", QUEUE_LIMIT)
+        self._dropping = behind
+        return behind
 
     def _work(self) -> None:
         while (task := self._tasks.get()) is not None:
@@ -103,6 +106,7 @@ class Tracker:
             except Exception as error:  # noqa: BLE001 - no key, no network, a server's mood: all mean offline
                 self._offline_until = time.monotonic() + OFFLINE_SECONDS
                 log.warning("run %s: W&B is recorded offline: %s", run_id, _without_secrets(error))
+                options["id"] = f"{run_id}-offline"  # W&B's service may still hold the id that it could not start
         return _init("offline", self._settings, options)
 
 
@@ -191,7 +195,7 @@ def _summary(spec: RunSpec, result: RunResult) -> dict[str, Any]:
 
 
 def _init(mode: Literal["online", "offline"], settings: TrackingSettings, options: Mapping[str, Any]) -> wandb.Run:
-    # An offline run talks to nobody, not even to W&B's error reporting; it is read once, when wandb is imported.
+    # An offline run talks to nobody, not even to W&B's error reporting (read when W&B's service starts).
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
 
