@@ -1,0 +1,139 @@
+"""LoRA adapters: on the base model for the length of a run, off it without a trace, to disk and back.
+
+Refuses target modules that the base does not have, and a start adapter of another shape than the run's.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file
+from torch import nn
+from transformers import PreTrainedModel, set_seed
+
+from mathverify_sweep.errors import ModelError
+from mathverify_sweep.specs import BaseModelSpec, RunSpec, TrainParams
+from mathverify_sweep.training.base import BaseModel
+
+_WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+
+@contextmanager
+def attached(base: BaseModel, spec: RunSpec, start: Path | None) -> Iterator[PeftModel]:
+    """The base under a fresh adapter drawn from the spec's seed, or under the one in folder `start`."""
+    config = _lora_config(base, spec.base_model, spec.params)
+    with _left_as_found(base.model):
+        set_seed(spec.seed)
+        model = get_peft_model(base.model, config)
+        try:
+            if start is not None:
+                _load(model, config, start)
+            _cast(model, spec.base_model)
+            yield model
+        finally:
+            model.unload()
+
+
+@contextmanager
+def kept_in_their_dtype(model: PeftModel) -> Iterator[None]:
+    """Undoes what happens to the adapter inside: TRL rounds it to bfloat16 when the base is quantised."""
+    before = {parameter: parameter.data for parameter in model.parameters() if parameter.requires_grad}
+    yield
+    for parameter, data in before.items():
+        parameter.data = data
+
+
+def save(model: PeftModel, folder: Path) -> None:
+    """As PEFT's safetensors, whole or not at all."""
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    # Without `save_embedding_layers` PEFT asks the hub whether the base's vocabulary was changed.
+    model.save_pretrained(str(partial), save_embedding_layers=False)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+
+
+def _lora_config(base: BaseModel, spec: BaseModelSpec, params: TrainParams) -> LoraConfig:
+    _require_targets(base.model, spec.lora_target_modules)
+    return LoraConfig(
+        r=params.lora_r,
+        lora_alpha=params.alpha,  # type: ignore[arg-type]  # PEFT divides by it; a fraction is fine
+        lora_dropout=params.lora_dropout,
+        use_rslora=params.use_rslora,
+        target_modules=list(spec.lora_target_modules),
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+
+
+def _require_targets(model: PreTrainedModel, targets: tuple[str, ...]) -> None:
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    layers = {name.rpartition(".")[2]: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+    linear = sorted(name for name, layer in layers.items() if layer is not head)
+    unknown = [target for target in targets if target not in linear]
+    if unknown or not targets:
+        raise ModelError(
+            f"base_model.lora_target_modules must name linear layers of the base model, got {', '.join(unknown) or 'none'}"
+            f". It has {', '.join(linear)}"
+        )
+
+
+@contextmanager
+def _left_as_found(model: PreTrainedModel) -> Iterator[None]:
+    """Takes off what PEFT, TRL and the trainer leave on a base model that outlives the run.
+
+    TRL wraps `forward`, checkpointing sets a flag on every layer and a hook on the embeddings, PEFT leaves its config.
+    """
+    forward = model.__dict__.get("forward")
+    try:
+        yield
+    finally:
+        model.__dict__.pop("forward", None)
+        if forward is not None:
+            model.__dict__["forward"] = forward
+        model.__dict__.pop("peft_config", None)
+        model.disable_input_require_grads()  # type: ignore[no-untyped-call]
+        for module in model.modules():
+            if hasattr(module, "gradient_checkpointing"):
+                setattr(module, "gradient_checkpointing", False)  # noqa: B010  # a plain flag, not a submodule
+        nn.Module.eval(model)
+
+
+def _load(model: PeftModel, config: LoraConfig, folder: Path) -> None:
+    try:
+        saved = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+        weights = load_file(folder / _WEIGHTS)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"a start adapter needs {_CONFIG} and {_WEIGHTS} in {folder}: {error}") from error
+    wanted = _shape(config.to_dict())
+    found = _shape(saved)
+    if found != wanted:
+        raise ModelError(
+            f"the adapter in {folder} must have the run's shape {wanted}, it has {found}. Start from another"
+        )
+    wanted_weights = {name: tensor.shape for name, tensor in get_peft_model_state_dict(model).items()}
+    if {name: tensor.shape for name, tensor in weights.items()} != wanted_weights:
+        raise ModelError(
+            f"the adapter in {folder} must belong to this base model, its layers are others. Start from another"
+        )
+    set_peft_model_state_dict(model, weights)
+
+
+def _shape(config: dict[str, Any]) -> dict[str, Any]:
+    """What of an adapter's config decides what its weights mean."""
+    plain = {key: config.get(key) for key in ("r", "lora_alpha", "use_rslora")}
+    return {**plain, "target_modules": sorted(config.get("target_modules") or ())}
+
+
+def _cast(model: PeftModel, spec: BaseModelSpec) -> None:
+    dtype = torch.float32 if spec.adapter_dtype == "float32" else torch.bfloat16
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)

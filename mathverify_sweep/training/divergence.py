@@ -1,0 +1,49 @@
+"""When a run has diverged: the loss or the gradient is not a number, or the loss has exploded and stays there.
+
+Exploded: the median loss of the last 20 steps is above three times the lowest level of this run, which is the least of
+its first step's loss (the base model's own) and of all such medians, but at least ln 2. A median, so that no single step
+ends a run. ln 2 is a coin toss on the verdict; three times it is a probability of 0.125 for the right one. A run that is
+merely no better than tossing, or that spikes for some steps after the warm-up, is left to the pruner; one that meets the
+rule has been driven far from anything it or its base knew, and does not come back within its one epoch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from statistics import median
+
+from mathverify_sweep.errors import TrainingEnded
+from mathverify_sweep.states import EndReason
+
+WINDOW = 20
+FACTOR = 3.0
+
+
+class DivergenceWatch:
+    """Looks at every optimizer step of one run."""
+
+    def __init__(self) -> None:
+        self._recent: deque[float] = deque(maxlen=WINDOW)
+        self._lowest = math.inf
+
+    def check(self, loss: float, gradient_norm: float, rows_seen: int) -> None:
+        """Raises TrainingEnded(DIVERGED) when this step ends the run."""
+        if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
+            _diverged(f"loss {loss}, gradient norm {gradient_norm} after {rows_seen} rows")
+        if not self._recent:
+            self._lowest = loss
+        self._recent.append(loss)
+        if len(self._recent) < WINDOW:
+            return
+        level = median(self._recent)
+        self._lowest = min(self._lowest, level)
+        limit = FACTOR * max(self._lowest, math.log(2))
+        if level > limit:
+            _diverged(
+                f"median loss {level:.3g} of the last {WINDOW} steps is above {limit:.3g}, after {rows_seen} rows"
+            )
+
+
+def _diverged(what: str) -> None:
+    raise TrainingEnded(EndReason.DIVERGED, what)
