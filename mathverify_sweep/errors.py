@@ -3,7 +3,8 @@
 MvsweepError
 ├── ConfigError        a sweep file, an option or a W&B sweep file breaks a rule (all broken rules at once)
 ├── DataError          rows, columns, labels or splits are not what the rule asks
-│   └── DataDrift      the data is not what the study was created with
+│   ├── DataDrift      the data is not what the study was created with
+│   └── HubUnreachable the hub does not answer from here, and nothing is in its cache
 ├── ModelError         the base model or an adapter cannot be loaded, or cannot do what is asked
 ├── StudyError         no such study or run, or the study is not in a state that allows this
 ├── StorageError       the database cannot be opened, is of another version, or refuses
@@ -40,6 +41,10 @@ class DataError(MvsweepError):
 
 class DataDrift(DataError):
     """The data that this machine reads is not the data that the study was created with."""
+
+
+class HubUnreachable(DataError):
+    """The hub does not answer from this machine, and the data set is not in its cache."""
 
 
 class ModelError(MvsweepError):

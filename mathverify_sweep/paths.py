@@ -65,6 +65,21 @@ def wandb_folder(folder: Path) -> Path:
     return folder / "wandb"
 
 
+def engine_log(output: Path, study_name: str, worker_id: str) -> Path:
+    """What the engine process of a worker prints."""
+    return study_folder(output, study_name) / f"engine-{safe_name(worker_id)}.log"
+
+
+def worker_log(output: Path, study_name: str, number: int) -> Path:
+    """What worker `number` of `mvsweep run` prints."""
+    return study_folder(output, study_name) / f"worker-{number}.log"
+
+
+def artifacts_folder(output: Path) -> Path:
+    """Pictures of all studies' trials, as optuna-dashboard wants them: one folder for a database."""
+    return output / "artifacts"
+
+
 def report_file(output: Path, study_name: str) -> Path:
     """The study's HTML page."""
     return study_folder(output, study_name) / "report.html"

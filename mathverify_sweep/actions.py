@@ -1,0 +1,238 @@
+"""What a person asks for, as functions: check a sweep file, create a study, promote trials, evaluate, compare.
+
+The command line only parses and prints. Nothing here trains; `evaluate` loads the model in this process.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mathverify_sweep import metrics, paths, sweep_file
+from mathverify_sweep.config import SweepConfig
+from mathverify_sweep.data import baselines, dataset, injected
+from mathverify_sweep.data.dataset import VerificationData
+from mathverify_sweep.data.read import is_local
+from mathverify_sweep.errors import ConfigError, DataError, HubUnreachable, StudyError
+from mathverify_sweep.metrics import Interval
+from mathverify_sweep.specs import Metrics, RunResult, Split
+from mathverify_sweep.states import EndReason, RunState
+from mathverify_sweep.store import promotions, runs, studies
+from mathverify_sweep.store.runs import Claim
+from mathverify_sweep.study import promotion
+from mathverify_sweep.study import study as study_page
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Engine as Database
+
+    from mathverify_sweep.store.runs import RunRecord
+    from mathverify_sweep.study.study import StudyHandle
+
+YAML_ENDINGS = (".yaml", ".yml")
+
+
+@dataclass(frozen=True)
+class SplitSize:
+    """Size of one split."""
+
+    rows: int
+    questions: int
+    correct_share: float
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a sweep file amounts to. Without `splits` the data could not be reached from here, and `note` says why."""
+
+    config: SweepConfig
+    splits: Mapping[str, SplitSize]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Promoted:
+    """A trial and the promotion that holds its stages; `created` is False when it was there before."""
+
+    trial_number: int
+    promotion_id: str
+    created: bool
+    stages: tuple[int, ...]
+
+
+def find_sweep(name: str, overrides: Sequence[str] = ()) -> SweepConfig | None:
+    """The sweep file at a path, or one that ships with the package by its name; None when `name` is neither."""
+    path = Path(name)
+    if path.suffix in YAML_ENDINGS:
+        return sweep_file.load(path, overrides)
+    shipped = paths.sweeps_folder() / f"{name}.yaml"
+    return sweep_file.load(shipped, overrides) if shipped.is_file() else None
+
+
+def require_sweep(name: str, overrides: Sequence[str] = ()) -> SweepConfig:
+    """`find_sweep`, or a ConfigError that names the sweep files that ship with the package."""
+    config = find_sweep(name, overrides)
+    if config is None:
+        shipped = ", ".join(sorted(file.stem for file in paths.sweeps_folder().glob("*.yaml")))
+        raise ConfigError(name, [f"must be a path that ends in .yaml, or a sweep file that ships here: {shipped}."])
+    return config
+
+
+def check(config: SweepConfig) -> Checked:
+    """Read the data of a sweep file and size its splits. Writes nothing. Raises DataError for data that is bad."""
+    source = config.data.source
+    if is_local(source) and not Path(source).exists():
+        return Checked(config, {}, f"data not read: no file at {source}")
+    try:
+        data = _data(config)
+    except HubUnreachable as error:
+        return Checked(config, {}, f"data not read: {error}")
+    return Checked(config, {name: _size(data, name) for name in ("train", "validation", "test", "gate")})
+
+
+def create(database: Database, config: SweepConfig) -> bool:
+    """Create the study of a sweep file with its baselines; False when the same study is there already.
+
+    Raises StudyError when the name is taken by a study with another configuration.
+    """
+    data = _data(config)
+    created = study_page.create(database, config, data.fingerprint, datetime.now(UTC))
+    if studies.get(database, config.study).baselines is None:
+        figures = {name: found.model_dump() for name, found in baselines.baselines(data).items()}
+        studies.save_baselines(database, config.study, json.dumps(figures))
+    return created
+
+
+def stop(database: Database, study: StudyHandle, now: bool) -> int:
+    """Hand out no more runs; with `now` take the running ones back from their workers. How many were taken back."""
+    name = study.config.study
+    studies.stop(database, name, "stopped by user")
+    running = [run for run in runs.runs(database, name) if now and run.state is RunState.RUNNING]
+    result = RunResult(end_reason=EndReason.STOPPED_BY_USER, message="stopped by user")
+    ended = sum(runs.finish(database, _claim(run), result, datetime.now(UTC)) for run in running)
+    study.reconcile(time.monotonic(), 0.0 if now else math.inf)
+    return ended
+
+
+def enqueue(study: StudyHandle, settings: Sequence[str], table: Path | None) -> int:
+    """Queue settings as trials: one from `axis=value` texts, or one for each row of a CSV. How many were queued.
+
+    Nothing is queued when one of them is wrong. Raises ConfigError with every problem.
+    """
+    rows = [sweep_file.assignments(settings)] if settings else []
+    rows += sweep_file.read_table(table) if table else []
+    if not rows:
+        raise ConfigError("enqueue", ["give --set axis=value, or --table FILE.csv"])
+    space = study.config.space
+    problems = [p for i, row in enumerate(rows, 1) for p in sweep_file.enqueue_problems(space, row, f"row {i}")]
+    if problems:
+        raise ConfigError(str(table or "enqueue"), problems)
+    for row in rows:
+        study.enqueue(row)
+    return len(rows)
+
+
+def build_rows(source: Path, target: Path, wrong_share: float, seed: int) -> int:
+    """Write labelled rows made from correct solutions, as JSONL. How many."""
+    rows = injected.build(injected.read_worked(str(source)), seed, wrong_share)
+    text = "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
+    whole = target.with_name(target.name + ".part")
+    whole.write_text(text, encoding="utf-8")
+    whole.replace(target)
+    return len(rows)
+
+
+def promote(database: Database, study: StudyHandle, top: int, trial: int | None) -> list[Promoted]:
+    """Queue the long runs of the best `top` trials, or of one trial. Said twice, it changes nothing.
+
+    A promotion with stages that failed gets them queued again.
+    """
+    chosen = promotion.select(study, top) if trial is None else [trial]
+    available = len(dataset.load(study.config.data_spec).train)
+    return [_promote(database, study, number, available) for number in chosen]
+
+
+def evaluate(database: Database, run: RunRecord, split: Split, output: Path, device: str) -> Metrics:
+    """Figures of a finished run on a split; the log-odds are kept, so that a split is read by a model once.
+
+    The threshold is the one fitted on validation. Raises StudyError when the run has not finished.
+    """
+    if run.state is not RunState.COMPLETE or run.result is None or run.result.metrics is None or run.spec is None:
+        raise StudyError(f"run {run.run_id} is {run.state}; only a COMPLETE run can be evaluated.")
+    odds = runs.log_odds(database, run.run_id, split)
+    if odds is None:
+        from mathverify_sweep.training.reference import ReferenceEngine  # imports torch: only when it is needed
+
+        if run.result.adapter is None or not (output / run.result.adapter).is_dir():
+            raise StudyError(f"the adapter of run {run.run_id} is not under {output}. Give the worker's --output.")
+        scores = ReferenceEngine(device).score(run.spec, output / run.result.adapter, split)
+        runs.save_log_odds(database, run.run_id, split, scores)
+        odds = runs.log_odds(database, run.run_id, split)
+        assert odds is not None
+    rows = _rows(run, split)
+    labels = [row.is_correct for row in rows]
+    return metrics.judge(odds, labels, dataset.groups(rows), threshold=run.result.metrics.threshold)
+
+
+def compare(database: Database, first: RunRecord, second: RunRecord, split: Split) -> Interval:
+    """Accuracy of the first run minus that of the second on the same rows, paired, clustered by question.
+
+    Raises StudyError when one of them has not been evaluated on the split.
+    """
+    odds = [runs.log_odds(database, run.run_id, split) for run in (first, second)]
+    for run, found in zip((first, second), odds, strict=True):
+        if found is None:
+            raise StudyError(
+                f"run {run.run_id} has no predictions on {split}. "
+                f"Make them: mvsweep evaluate {run.run_id} --split {split}"
+            )
+    if first.spec is None or second.spec is None or first.spec.data_fingerprint != second.spec.data_fingerprint:
+        raise StudyError("two runs are compared on the same rows; these belong to studies with different data.")
+    rows = _rows(first, split)
+    assert odds[0] is not None
+    assert odds[1] is not None
+    labels = [row.is_correct for row in rows]
+    return metrics.paired_difference(odds[0], odds[1], labels, dataset.groups(rows))
+
+
+def _promote(database: Database, study: StudyHandle, number: int, available: int) -> Promoted:
+    specs = promotion.stages(study, number, available)
+    plan = study.config.promotion.model_dump_json(include={"plan", "stages"})
+    promotion_id, created = promotions.record(database, study.config.study, number, plan, specs, datetime.now(UTC))
+    if not created:
+        promotions.resume(database, promotion_id, datetime.now(UTC))
+    return Promoted(number, promotion_id, created, tuple(spec.train_rows for spec in specs))
+
+
+def _claim(run: RunRecord) -> Claim:
+    assert run.lease_token is not None
+    return Claim(run.run_id, run.lease_token, run.attempt, run.trial_number, run.spec, run.continues, run.failures)
+
+
+def _data(config: SweepConfig) -> VerificationData:
+    data = dataset.load(config.data_spec)
+    if config.data.train_rows > len(data.train):
+        raise DataError(
+            f"data.train_rows: {config.data.source} has {len(data.train)} training rows after the split, "
+            f"got {config.data.train_rows}. Lower it."
+        )
+    return data
+
+
+def _size(data: VerificationData, name: Split) -> SplitSize:
+    rows = data.split(name)
+    correct = sum(row.is_correct for row in rows)
+    return SplitSize(len(rows), len(set(dataset.groups(rows))), correct / len(rows) if rows else 0.0)
+
+
+def _rows(run: RunRecord, split: Split) -> Sequence[dataset.Row]:
+    assert run.spec is not None
+    data = dataset.load(run.spec.data)
+    if data.fingerprint != run.spec.data_fingerprint:
+        raise DataError(f"{run.spec.data.source} is not the data that run {run.run_id} was trained on.")
+    return data.split(split)
