@@ -149,7 +149,7 @@ def _first_broken(column: Any) -> int:
 
 @contextmanager
 def _text_lines(path: Path) -> Iterator[Iterator[str]]:
-    """The lines of a UTF-8 file, without its byte order mark; one that is not UTF-8 becomes a DataError with its number."""
+    """The lines of a UTF-8 file, without its byte order mark; a DataError names the line that is not UTF-8."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as lines:
             yield lines
