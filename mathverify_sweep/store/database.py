@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote_plus
+from urllib.parse import quote_plus
 
 import sqlalchemy as sa
 from sqlalchemy import exc
@@ -124,6 +124,8 @@ def _parse(url: str) -> URL:
         raise StorageError(
             f"the database is SQLite or PostgreSQL, got {parsed.drivername}. Use sqlite:///FILE or postgresql://…"
         )
+    if any("password" in key.lower() for key in parsed.query):
+        raise StorageError("a password goes before the host (postgresql://user:password@host/name) or into PGPASSWORD.")
     if parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:"):
         raise StorageError(
             "workers share the database, so it cannot be in memory. Name a file: sqlite:///mvsweep.sqlite3"
@@ -156,19 +158,11 @@ def _one_line(url: URL, error: exc.SQLAlchemyError) -> str:
     shown = safe_url(url.render_as_string(hide_password=True))
     original = getattr(error, "orig", None) or error
     said = " ".join(str(original).split()) or type(original).__name__
-    for secret in _secrets(url):
-        said = said.replace(secret, "***")
+    for form in {url.password or "", quote_plus(url.password or "")}:
+        said = said.replace(form, "***") if len(form) > 2 else said
     if isinstance(error, exc.OperationalError | exc.InterfaceError):
         return f"the database {shown} cannot be used: {said}. Check its URL, that it runs and that its disk has room."
     return f"the database {shown} refused: {said}"
-
-
-def _secrets(url: URL) -> list[str]:
-    values = [url.password or ""]
-    for key, value in url.query.items():
-        if "pass" in key.lower():
-            values += [value] if isinstance(value, str) else value
-    return [form for value in values if len(value) > 2 for form in {value, unquote_plus(value)}]
 
 
 def _migrate(connection: Connection) -> None:

@@ -48,8 +48,8 @@ def record(
         "created_at": now,
     }
     with transaction(engine) as connection:
-        created = connection.execute(insert(connection, table).values(values).on_conflict_do_nothing()).rowcount == 1
-        if created:
+        statement = insert(connection, table).values(values).on_conflict_do_nothing()
+        if connection.execute(statement.returning(table.c.promotion_id)).first() is not None:
             connection.execute(sa.insert(runs), _stages(specs, now, promotion_id))
             return promotion_id, True
         same = (table.c.study_name == study_name) & (table.c.trial_number == trial_number) & (table.c.plan == plan)

@@ -43,7 +43,7 @@ def create(engine: Engine, record: StudyRecord) -> bool:
         raise StudyError(f"a study's name has 1 to {MAX_NAME_LENGTH} characters, got {len(record.name)}. Shorten it.")
     with transaction(engine) as connection:
         statement = insert(connection, studies).values(asdict(record)).on_conflict_do_nothing()
-        if connection.execute(statement).rowcount == 1:
+        if connection.execute(statement.returning(studies.c.name)).first() is not None:
             return True
     _refuse_another(record, get(engine, record.name))
     return False
