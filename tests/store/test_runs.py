@@ -224,7 +224,7 @@ def test_log_odds_come_back_as_float32(study: Engine, spec: RunSpec) -> None:
     back = runs.log_odds(study, claim.run_id, "validation")
     assert back is not None
     assert back.dtype == np.float32
-    assert back.tolist() == np.float32([1.5, -2.25, 0.1]).tolist()
+    assert back.tolist() == np.array([1.5, -2.25, 0.1], dtype=np.float32).tolist()
     runs.save_log_odds(study, claim.run_id, "test", [1.0])
     runs.save_log_odds(study, claim.run_id, "test", [2.0, 3.0])
     again = runs.log_odds(study, claim.run_id, "test")
