@@ -6,9 +6,11 @@ with `log` or `step`; whether a range is whole numbers follows from the axis. `w
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import cache
 from typing import Annotated, Any
 
@@ -17,6 +19,9 @@ from pydantic import TypeAdapter, ValidationError
 from mathverify_sweep.specs import TrainParams
 
 Value = bool | int | float | str
+
+MAX_GRID = 10_000
+"""Points of the largest grid that a study takes."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,13 @@ class Axis:
         """Whether the axis is sampled, given the values chosen so far (tuned and fixed)."""
         return all(name in chosen and chosen[name] in values for name, values in self.when.items())
 
+    def takes(self, value: Value) -> bool:
+        """Whether a value that the axis could have by its type is among those that are tuned."""
+        of = self.distribution
+        if isinstance(of, Choices) or of.step is not None or of.whole:
+            return value in grid_values(of)
+        return of.low <= float(value) <= of.high
+
 
 @dataclass(frozen=True)
 class SearchSpace:
@@ -70,23 +82,37 @@ class SearchSpace:
 
     @property
     def grid_size(self) -> int | None:
-        """Number of points of the full grid; None when an axis is a range without a step."""
-        if any(
-            isinstance(a.distribution, Range) and not a.distribution.step and not a.distribution.whole
-            for a in self.axes
-        ):
+        """Number of points of the grid; None when an axis is a range without a step. Beyond MAX_GRID an upper bound."""
+        if any(isinstance(d, Range) and not d.step and not d.whole for d in (a.distribution for a in self.axes)):
             return None
-        return math.prod(len(grid_values(axis.distribution)) for axis in self.axes)
+        size = math.prod(len(grid_values(axis.distribution)) for axis in self.axes)
+        return size if size > MAX_GRID else len(self.grid())
+
+    def grid(self) -> tuple[dict[str, Value], ...]:
+        """Every point of the grid once, conditional axes only where they apply. Not for ranges without a step."""
+        points: dict[str, dict[str, Value]] = {}
+        for values in itertools.product(*(grid_values(axis.distribution) for axis in self.axes)):
+            point = self._applying(values)
+            points.setdefault(repr(point), point)
+        return tuple(points.values())
+
+    def _applying(self, values: Sequence[Value]) -> dict[str, Value]:
+        """One value for each axis, without those of the axes that do not apply."""
+        chosen = dict(self.fixed)
+        for axis, value in zip(self.axes, values, strict=True):
+            if axis.applies(chosen):
+                chosen[axis.name] = value
+        return {name: value for name, value in chosen.items() if name not in self.fixed}
 
 
 def grid_values(distribution: Range | Choices) -> tuple[Value, ...]:
     """The values of an axis on a grid: the choices, or the range in its steps (1 for whole numbers)."""
     if isinstance(distribution, Choices):
         return distribution.choices
-    step = distribution.step or 1
-    count = math.floor((distribution.high - distribution.low) / step + 1e-9) + 1
-    values = (distribution.low + i * step for i in range(count))
-    return tuple(round(v) if distribution.whole else v for v in values)
+    # In decimals: 3 steps of 0.1 from 0 would end above 0.3.
+    low, high, step = (Decimal(str(n)) for n in (distribution.low, distribution.high, distribution.step or 1))
+    values = (low + i * step for i in range(int((high - low) // step) + 1))
+    return tuple(int(v) if distribution.whole else float(v) for v in values)
 
 
 def parse(entries: Mapping[str, Any]) -> tuple[SearchSpace, list[str]]:

@@ -5,6 +5,7 @@ Knows the rules across sections; `config.py` has the keys, `search_space.py` the
 
 from __future__ import annotations
 
+import csv
 import difflib
 import io
 import re
@@ -14,7 +15,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from mathverify_sweep import search_space
+from mathverify_sweep import paths, search_space
 from mathverify_sweep.config import DataConfig, SweepConfig
 from mathverify_sweep.errors import ConfigError
 from mathverify_sweep.search_space import SearchSpace
@@ -30,6 +31,24 @@ def load(path: Path, overrides: Sequence[str] = ()) -> SweepConfig:
     for override in overrides:
         _apply(raw, override, str(path))
     return validate(raw, str(path), path.parent)
+
+
+def find(name: str, overrides: Sequence[str] = ()) -> SweepConfig | None:
+    """The sweep file at a path, or one that ships with the package by its name; None when `name` is neither."""
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        return load(path, overrides)
+    shipped = paths.sweeps_folder() / f"{name}.yaml"
+    return load(shipped, overrides) if shipped.is_file() else None
+
+
+def require(name: str, overrides: Sequence[str] = ()) -> SweepConfig:
+    """`find`, or a ConfigError that names the sweep files that ship with the package."""
+    config = find(name, overrides)
+    if config is None:
+        shipped = ", ".join(sorted(file.stem for file in paths.sweeps_folder().glob("*.yaml")))
+        raise ConfigError(name, [f"must be a path that ends in .yaml, or a sweep file that ships here: {shipped}."])
+    return config
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -55,6 +74,24 @@ def validate(raw: Mapping[str, Any], where: str, folder: Path) -> SweepConfig:
     if problems or config is None:
         raise ConfigError(where, list(dict.fromkeys(problems)))
     return config
+
+
+def assignments(texts: Sequence[str]) -> dict[str, Any]:
+    """`axis=value` texts as a mapping, values read as YAML. Raises ConfigError."""
+    found: dict[str, Any] = {}
+    for text in texts:
+        _apply(found, text, "--set")
+    return found
+
+
+def read_table(path: Path) -> list[dict[str, Any]]:
+    """A CSV with one setting a row and one axis a column, empty cells left out; values read as YAML."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(str(path), [f"cannot be read as CSV: {error}"]) from None
+    return [{axis: _yaml(text, f"{path}: {axis}") for axis, text in row.items() if text} for row in rows]
 
 
 def known_axes() -> tuple[str, ...]:
@@ -170,9 +207,14 @@ def _across_sections(config: SweepConfig) -> list[str]:
     first, rows = config.first_rung, config.data.train_rows
     if first >= rows and config.pruner.type != "none":
         problems.append(f"pruner.min_rows: must be below data.train_rows ({rows}), got {first}. Lower it.")
-    if config.sampler.type == "grid" and config.space.grid_size is None:
+    points = config.space.grid_size if config.sampler.type == "grid" else 0
+    if points is None:
         problems.append(
             "sampler.type: a grid needs choices or stepped ranges on every axis. Give steps, or use quasi_random."
+        )
+    elif points > search_space.MAX_GRID:
+        problems.append(
+            f"sampler.type: a grid has at most {search_space.MAX_GRID} points, got {points}. Use larger steps, or tpe."
         )
     if config.budget.deadline is not None and config.budget.deadline.tzinfo is None:
         problems.append(
@@ -184,14 +226,22 @@ def _across_sections(config: SweepConfig) -> list[str]:
 
 
 def enqueue_problems(space: SearchSpace, settings: Mapping[str, Any], key: str) -> list[str]:
-    """Why these settings cannot be enqueued: they must name tuned axes, with values that the axis takes."""
-    tuned = {axis.name for axis in space.axes}
-    problems = []
+    """Why these settings cannot be enqueued: they must name tuned axes that apply, with values that the axis takes."""
+    tuned = {axis.name: axis for axis in space.axes}
+    given = {**space.fixed, **settings}
+    problems = [] if settings else [f"{key}: names no axis. Give at least one, or remove the entry."]
     for name, value in settings.items():
         if name not in tuned:
-            problems.append(f"{key}.{name}: not a tuned axis of this study. {nearest(name, tuned)}")
+            problems.append(f"{key}.{name}: not a tuned axis of this study. {nearest(str(name), tuned)}")
         elif rule := search_space.value_problem(name, value):
             problems.append(f"{key}.{name}: {rule}, got {value!r}.")
+        elif not tuned[name].takes(value):
+            problems.append(
+                f"{key}.{name}: the axis is {tuned[name].distribution}, got {value!r}. Widen it in the file."
+            )
+        elif any(other in given and given[other] not in values for other, values in tuned[name].when.items()):
+            when = ", ".join(f"{other} is {' or '.join(map(str, v))}" for other, v in tuned[name].when.items())
+            problems.append(f"{key}.{name}: only applies when {when}. Remove it, or set that.")
     return problems
 
 
