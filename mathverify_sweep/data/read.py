@@ -169,13 +169,15 @@ def _decodes(line: bytes) -> bool:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the progress bars of `datasets`: a second of reading needs none, and they break up the screen."""
-    from datasets.utils import disable_progress_bars, enable_progress_bars, is_progress_bar_enabled
+    """`datasets` without progress bars and log lines: they break up the screen, and our error says more."""
+    from datasets.utils import disable_progress_bars, enable_progress_bars, is_progress_bar_enabled, logging
 
-    was_on = is_progress_bar_enabled()
+    showed_bars, verbosity = is_progress_bar_enabled(), logging.get_verbosity()
     disable_progress_bars()
+    logging.set_verbosity(logging.CRITICAL)
     try:
         yield
     finally:
-        if was_on:
+        logging.set_verbosity(verbosity)
+        if showed_bars:
             enable_progress_bars()
