@@ -1,4 +1,4 @@
-"""What a person asks for, as functions: check a sweep file, create a study, promote trials, evaluate, compare.
+"""What a person asks for, as functions: create a study, promote trials, evaluate, compare.
 
 The command line only parses and prints. Nothing here trains; `evaluate` loads the model in this process.
 """
@@ -8,19 +8,18 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mathverify_sweep import metrics, paths, sweep_file
+from mathverify_sweep import metrics, sweep_file
 from mathverify_sweep.config import SweepConfig
 from mathverify_sweep.data import baselines, dataset, injected
-from mathverify_sweep.data.dataset import VerificationData
-from mathverify_sweep.data.read import is_local
-from mathverify_sweep.errors import ConfigError, DataError, HubUnreachable, StudyError
+from mathverify_sweep.errors import ConfigError, DataError, StudyError
 from mathverify_sweep.metrics import Interval
+from mathverify_sweep.reports.checked import load_data
 from mathverify_sweep.specs import Metrics, RunResult, Split
 from mathverify_sweep.states import EndReason, RunState
 from mathverify_sweep.store import promotions, runs, studies
@@ -34,26 +33,6 @@ if TYPE_CHECKING:
     from mathverify_sweep.store.runs import RunRecord
     from mathverify_sweep.study.study import StudyHandle
 
-YAML_ENDINGS = (".yaml", ".yml")
-
-
-@dataclass(frozen=True)
-class SplitSize:
-    """Size of one split."""
-
-    rows: int
-    questions: int
-    correct_share: float
-
-
-@dataclass(frozen=True)
-class Checked:
-    """What a sweep file amounts to. Without `splits` the data could not be reached from here, and `note` says why."""
-
-    config: SweepConfig
-    splits: Mapping[str, SplitSize]
-    note: str = ""
-
 
 @dataclass(frozen=True)
 class Promoted:
@@ -65,42 +44,12 @@ class Promoted:
     stages: tuple[int, ...]
 
 
-def find_sweep(name: str, overrides: Sequence[str] = ()) -> SweepConfig | None:
-    """The sweep file at a path, or one that ships with the package by its name; None when `name` is neither."""
-    path = Path(name)
-    if path.suffix in YAML_ENDINGS:
-        return sweep_file.load(path, overrides)
-    shipped = paths.sweeps_folder() / f"{name}.yaml"
-    return sweep_file.load(shipped, overrides) if shipped.is_file() else None
-
-
-def require_sweep(name: str, overrides: Sequence[str] = ()) -> SweepConfig:
-    """`find_sweep`, or a ConfigError that names the sweep files that ship with the package."""
-    config = find_sweep(name, overrides)
-    if config is None:
-        shipped = ", ".join(sorted(file.stem for file in paths.sweeps_folder().glob("*.yaml")))
-        raise ConfigError(name, [f"must be a path that ends in .yaml, or a sweep file that ships here: {shipped}."])
-    return config
-
-
-def check(config: SweepConfig) -> Checked:
-    """Read the data of a sweep file and size its splits. Writes nothing. Raises DataError for data that is bad."""
-    source = config.data.source
-    if is_local(source) and not Path(source).exists():
-        return Checked(config, {}, f"data not read: no file at {source}")
-    try:
-        data = _data(config)
-    except HubUnreachable as error:
-        return Checked(config, {}, f"data not read: {error}")
-    return Checked(config, {name: _size(data, name) for name in ("train", "validation", "test", "gate")})
-
-
 def create(database: Database, config: SweepConfig) -> bool:
     """Create the study of a sweep file with its baselines; False when the same study is there already.
 
     Raises StudyError when the name is taken by a study with another configuration.
     """
-    data = _data(config)
+    data = load_data(config)
     created = study_page.create(database, config, data.fingerprint, datetime.now(UTC))
     if studies.get(database, config.study).baselines is None:
         figures = {name: found.model_dump() for name, found in baselines.baselines(data).items()}
@@ -212,22 +161,6 @@ def _promote(database: Database, study: StudyHandle, number: int, available: int
 def _claim(run: RunRecord) -> Claim:
     assert run.lease_token is not None
     return Claim(run.run_id, run.lease_token, run.attempt, run.trial_number, run.spec, run.continues, run.failures)
-
-
-def _data(config: SweepConfig) -> VerificationData:
-    data = dataset.load(config.data_spec)
-    if config.data.train_rows > len(data.train):
-        raise DataError(
-            f"data.train_rows: {config.data.source} has {len(data.train)} training rows after the split, "
-            f"got {config.data.train_rows}. Lower it."
-        )
-    return data
-
-
-def _size(data: VerificationData, name: Split) -> SplitSize:
-    rows = data.split(name)
-    correct = sum(row.is_correct for row in rows)
-    return SplitSize(len(rows), len(set(dataset.groups(rows))), correct / len(rows) if rows else 0.0)
 
 
 def _rows(run: RunRecord, split: Split) -> Sequence[dataset.Row]:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
+from pydantic_core import to_json
+from rich.console import Console, RenderableType
 
-from mathverify_sweep import __version__, actions, paths
+from mathverify_sweep import __version__, paths
 from mathverify_sweep.errors import MvsweepError, StudyError
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine as Database
 
+    from mathverify_sweep.reports.models import StatusReport
     from mathverify_sweep.study.study import StudyHandle
 
 app = typer.Typer(
@@ -53,7 +56,8 @@ class Split(StrEnum):
 SweepFile = Annotated[str, typer.Argument(metavar="FILE", help="A sweep file (.yaml), or the name of one that ships.")]
 Study = Annotated[str | None, typer.Argument(metavar="[STUDY]", help="Name of a study; not needed when there is one.")]
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the file: `--set budget.trials=4`.")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key: `--set budget.trials=4`."),
 ]
 Storage = Annotated[
     str,
@@ -74,10 +78,11 @@ DEFAULT_STORAGE = f"sqlite:///{paths.DEFAULT_DATABASE}"
 @app.command()
 def check(file: SweepFile, overrides: Overrides = None, form: As = Format.table) -> None:
     """Validate a sweep file; show its search space, splits and rows. Writes nothing."""
-    from mathverify_sweep.reports import terminal
+    from mathverify_sweep import sweep_file
+    from mathverify_sweep.reports import checked
 
-    checked = actions.check(actions.require_sweep(file, overrides or ()))
-    _print(form, terminal.checked(checked), terminal.checked_json(checked))
+    found = checked.check(sweep_file.require(file, overrides or ()))
+    _print(form, checked.rendered(found), found)
 
 
 @app.command()
@@ -87,7 +92,9 @@ def create(
     overrides: Overrides = None,
 ) -> None:
     """Create the study of a sweep file. Repeatable; a study is never changed by it."""
-    config = actions.require_sweep(file, overrides or ())
+    from mathverify_sweep import actions, sweep_file
+
+    config = sweep_file.require(file, overrides or ())
     created = actions.create(_database(storage), config)
     console.print(f"study {config.study} {'created' if created else 'is there already, unchanged'}")
     console.print("start workers, one for each GPU, on any machine that reaches the database:")
@@ -97,25 +104,33 @@ def create(
 
 @app.command()
 def worker(
-    study: Annotated[str, typer.Argument(metavar="FILE_OR_STUDY", help="A study's name, or a sweep file to create it from.")],
+    study: Annotated[
+        str, typer.Argument(metavar="FILE_OR_STUDY", help="A study's name, or a sweep file to create it from.")
+    ],
     storage: Storage = DEFAULT_STORAGE,
     output: Output = paths.DEFAULT_OUTPUT,
     gpu: Annotated[int | None, typer.Option(help="GPU number; without it the first one that no worker holds.")] = None,
     device: Annotated[str | None, typer.Option(help="`cpu` or `cuda`.")] = None,
     count: Annotated[int | None, typer.Option(help="Take at most this many runs.", min=1)] = None,
-    until_idle: Annotated[bool, typer.Option("--until-idle", help="End when the study has nothing left to do.")] = False,
-    lease: Annotated[float, typer.Option(help="Lease period in seconds: a dead worker is noticed after two.", min=1)] = 60.0,
+    until_idle: Annotated[
+        bool, typer.Option("--until-idle", help="End when the study has nothing left to do.")
+    ] = False,
+    lease: Annotated[
+        float, typer.Option(help="Lease period in seconds: a dead worker is noticed after two.", min=1)
+    ] = 60.0,
 ) -> None:
     """Work on a study: take trials and promotion stages until it is stopped. Ctrl-C hands the current run back."""
+    from mathverify_sweep import actions, sweep_file
+    from mathverify_sweep.store import studies
     from mathverify_sweep.worker import devices
     from mathverify_sweep.worker.loop import Worker, WorkerOptions
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname).1s %(message)s", datefmt="%H:%M:%S")
     database = _database(storage)
-    config = actions.find_sweep(study)
-    if config is not None:
+    if study not in studies.names(database) and (config := sweep_file.find(study)) is not None:
         actions.create(database, config)
-    handle = _open(database, config.study if config else study)
+        study = config.study
+    handle = _open(database, study)
     chosen = devices.choose(gpu, device)
     options = WorkerOptions(output.resolve(), chosen, count=count, until_idle=until_idle, lease_seconds=lease)
     raise typer.Exit(0 if Worker(database, handle, options).work() else 1)
@@ -131,33 +146,44 @@ def run(
     overrides: Overrides = None,
 ) -> None:
     """The whole job on this machine: create, work with N workers, promote the best, write the report. Resumable."""
+    from mathverify_sweep import actions, sweep_file
     from mathverify_sweep.reports import rows, terminal
+    from mathverify_sweep.states import RunState
+    from mathverify_sweep.store import database as storage_page
     from mathverify_sweep.worker import local
 
-    config = actions.require_sweep(file, overrides or ())
+    config = sweep_file.require(file, overrides or ())
     database = _database(storage)
     actions.create(database, config)
     job = local.Job(config.study, storage, output.resolve(), workers, device)
     handle = _open(database, config.study)
     with local.workers(job) as running:
-        terminal.watch(database, handle, running.require_alive, promoted=False)
+
+        def is_over(report: StatusReport) -> bool:
+            running.require_alive()
+            return report.state in ("done", "stopped")
+
+        terminal.watch(database, config.study, is_over, console)
         actions.promote(database, handle, config.promotion.top, None)
-        terminal.watch(database, handle, running.require_alive, promoted=True)
-    console.print(terminal.leaderboard(rows.leaderboard(database, handle, top=10)))
+        ended = terminal.watch(database, config.study, is_over, console)
+    console.print(terminal.leaderboard(rows.leaderboard(ended, top=10)))
     console.print(f"report     {_write_report(database, handle, output)}", soft_wrap=True)
-    console.print(f"dashboard  mvsweep dashboard --storage {safe_url(storage)} --output {output}", soft_wrap=True)
-    console.print(f"W&B        wandb sync {paths.study_folder(output, config.study)}/*/wandb/offline-run-*", soft_wrap=True)
+    where = f"--storage {storage_page.safe_url(storage)} --output {output}"
+    console.print(f"dashboard  mvsweep dashboard {where}", soft_wrap=True)
+    console.print(
+        f"W&B        wandb sync {paths.study_folder(output, config.study)}/*/wandb/offline-run-*", soft_wrap=True
+    )
+    if ended.state == "stopped" or any(row.state is not RunState.COMPLETE for row in ended.promotions):
+        raise StudyError(f"study {config.study} did not get to its end: mvsweep status {config.study} says why.")
 
 
 @app.command()
-def status(
-    study: Study = None, storage: Storage = DEFAULT_STORAGE, form: As = Format.table
-) -> None:
+def status(study: Study = None, storage: Storage = DEFAULT_STORAGE, form: As = Format.table) -> None:
     """Every trial and promotion stage of a study: state, why it ended, value with interval, who runs it."""
     from mathverify_sweep.reports import rows, terminal
 
     database = _database(storage)
-    found = rows.status(database, _open(database, study))
+    found = rows.status(database, _name(database, study))
     _print(form, terminal.status(found), found)
 
 
@@ -172,7 +198,7 @@ def leaderboard(
     from mathverify_sweep.reports import rows, terminal
 
     database = _database(storage)
-    found = rows.leaderboard(database, _open(database, study), top)
+    found = rows.leaderboard(rows.status(database, _name(database, study)), top)
     _print(form, terminal.leaderboard(found), found)
 
 
@@ -183,6 +209,8 @@ def stop(
     now: Annotated[bool, typer.Option("--now", help="End the running trials too, as stopped_by_user.")] = False,
 ) -> None:
     """Hand out no more runs; those that run are finished, unless `--now`. `mvsweep resume` takes it back."""
+    from mathverify_sweep import actions
+
     database = _database(storage)
     handle = _open(database, study)
     ended = actions.stop(database, handle, now)
@@ -210,6 +238,8 @@ def enqueue(
     table: Annotated[Path | None, typer.Option(help="CSV with one trial a row and one axis a column.")] = None,
 ) -> None:
     """Try settings that you name before the sampler's own: one trial by `--set`, or a table of them."""
+    from mathverify_sweep import actions
+
     database = _database(storage)
     handle = _open(database, study)
     added = actions.enqueue(handle, settings or (), table)
@@ -224,6 +254,8 @@ def promote(
     trial: Annotated[int | None, typer.Option(help="This trial instead of the best.", min=0)] = None,
 ) -> None:
     """Queue long cumulative runs of the best trials; the study's workers train them. Said twice, it changes nothing."""
+    from mathverify_sweep import actions
+
     database = _database(storage)
     handle = _open(database, study)
     for done in actions.promote(database, handle, top, trial):
@@ -242,6 +274,7 @@ def evaluate(
     form: As = Format.table,
 ) -> None:
     """All figures of a finished run on a split. The predictions are kept: `mvsweep compare` reads them."""
+    from mathverify_sweep import actions
     from mathverify_sweep.reports import terminal
     from mathverify_sweep.store import runs
 
@@ -259,6 +292,7 @@ def compare(
     form: As = Format.table,
 ) -> None:
     """Difference in accuracy of two runs on the same rows, with a paired 95 % interval clustered by question."""
+    from mathverify_sweep import actions
     from mathverify_sweep.reports import terminal
     from mathverify_sweep.store import runs
 
@@ -285,8 +319,8 @@ def dashboard(
     """Serve optuna-dashboard on the database, with the trials' notes and images."""
     from mathverify_sweep.study import dashboard as page
 
-    _database(storage)
-    page.serve(storage, output.resolve(), host, port)
+    console.print(f"http://{host}:{port}/ (Ctrl-C ends it)")
+    page.serve(_database(storage), output.resolve(), host, port)
 
 
 @data_app.command("build")
@@ -297,6 +331,8 @@ def data_build(
     seed: Annotated[int, typer.Option(help="Seed of what is changed.", min=0)] = 0,
 ) -> None:
     """Labelled rows from correct solutions: an error is injected into a step and carried through to the answer."""
+    from mathverify_sweep import actions
+
     built = actions.build_rows(source, target, wrong_share, seed)
     console.print(f"{target}: {built} rows", soft_wrap=True)
 
@@ -325,9 +361,9 @@ def _options(
     pass
 
 
-def _print(form: Format, table: RenderableType, found: BaseModel) -> None:
+def _print(form: Format, table: RenderableType, found: object) -> None:
     if form is Format.json:
-        typer.echo(found.model_dump_json(indent=2))
+        typer.echo(to_json(found, indent=2))
     else:
         console.print(table)
 
@@ -336,7 +372,7 @@ def _write_report(database: Database, handle: StudyHandle, output: Path) -> Path
     from mathverify_sweep.reports import html
 
     page = paths.report_file(output.resolve(), handle.config.study)
-    html.write(database, handle, page, datetime.now(UTC))
+    html.write(database, handle.config.study, page, datetime.now(UTC))
     return page
 
 
@@ -349,12 +385,18 @@ def _database(url: str) -> Database:
 
 
 def _open(database: Database, name: str | None) -> StudyHandle:
-    from mathverify_sweep.store import studies
     from mathverify_sweep.study.study import open_study
 
-    if name is None:
-        names = studies.names(database)
-        if len(names) != 1:
-            raise StudyError(f"name the study: this database has {', '.join(names) or 'none. Make one: mvsweep create FILE'}.")
-        name = names[0]
-    return open_study(database, name)
+    return open_study(database, _name(database, name))
+
+
+def _name(database: Database, name: str | None) -> str:
+    from mathverify_sweep.store import studies
+
+    if name is not None:
+        return name
+    names = studies.names(database)
+    if len(names) != 1:
+        there = ", ".join(names) or "none. Make one: mvsweep create FILE"
+        raise StudyError(f"name the study: this database has {there}.")
+    return names[0]

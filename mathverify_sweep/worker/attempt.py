@@ -121,7 +121,8 @@ def best_adapter(database: Database, spec: RunSpec, output: Path) -> tuple[str, 
         return None
     sign = 1 if metrics.higher_is_better(spec.objective) else -1
     best = max(finished, key=lambda run: sign * _value(run))
-    assert best.result is not None and best.result.adapter is not None
+    assert best.result is not None
+    assert best.result.adapter is not None
     folder = output / best.result.adapter
     if not folder.is_dir():
         raise ModelError(
@@ -142,5 +143,6 @@ def _is_start(run: RunRecord) -> bool:
 
 
 def _value(run: RunRecord) -> float:
-    assert run.result is not None and run.result.value is not None
+    assert run.result is not None
+    assert run.result.value is not None
     return run.result.value

@@ -13,12 +13,22 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mathverify_sweep.data import dataset
-from mathverify_sweep.errors import DataDrift, MvsweepError
+from mathverify_sweep.errors import MvsweepError
 from mathverify_sweep.specs import RunResult
 from mathverify_sweep.states import EndReason, Verdict
 from mathverify_sweep.worker import messages
-from mathverify_sweep.worker.messages import Answer, Ended, Logged, Prepare, Ready, Refused, Reported, Start
+from mathverify_sweep.worker.messages import (
+    Answer,
+    Ended,
+    FromEngine,
+    Logged,
+    Prepare,
+    Ready,
+    Refused,
+    Reported,
+    Start,
+    ToEngine,
+)
 
 if TYPE_CHECKING:
     from mathverify_sweep.training.reference import ReferenceEngine
@@ -31,72 +41,82 @@ def main(socket: int, device: str) -> None:
     _end_with_parent()
     connection = Connection(socket)
     try:
-        _serve(connection, device)
-    except (EOFError, OSError):
+        _serve(_Worker(connection), device)
+    except _WorkerGone:
         return
+
+
+class _WorkerGone(Exception):
+    """Nobody is left to tell."""
+
+
+class _Worker:
+    """The worker at the other end."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def tell(self, message: FromEngine) -> None:
+        try:
+            messages.send(self._connection, message)
+        except OSError:
+            raise _WorkerGone from None
+
+    def hear(self) -> ToEngine:
+        try:
+            return messages.receive_in_engine(self._connection)
+        except (EOFError, OSError):
+            raise _WorkerGone from None
 
 
 class _PipeReporter:
     """Sends what a run says to the worker, and waits for the verdict on a report."""
 
-    def __init__(self, connection: Connection, run_id: str) -> None:
-        self._connection = connection
+    def __init__(self, worker: _Worker, run_id: str) -> None:
+        self._worker = worker
         self._run_id = run_id
 
     def report(self, rows_seen: int, value: float) -> Verdict:
-        messages.send(self._connection, Reported(run_id=self._run_id, rows_seen=rows_seen, value=value))
-        answer = messages.receive_in_engine(self._connection)
-        if not isinstance(answer, Answer):
-            raise RuntimeError(f"a report is answered by a verdict, got {answer.kind}")
+        self._worker.tell(Reported(run_id=self._run_id, rows_seen=rows_seen, value=value))
+        answer = self._worker.hear()
+        assert isinstance(answer, Answer), f"a report is answered by a verdict, got {answer.kind}"
         return answer.verdict
 
     def log(self, rows_seen: int, loss: float, learning_rate: float) -> None:
-        messages.send(
-            self._connection,
-            Logged(run_id=self._run_id, rows_seen=rows_seen, loss=loss, learning_rate=learning_rate),
-        )
+        self._worker.tell(Logged(run_id=self._run_id, rows_seen=rows_seen, loss=loss, learning_rate=learning_rate))
 
 
-def _serve(connection: Connection, device: str) -> None:
-    first = messages.receive_in_engine(connection)
-    if not isinstance(first, Prepare):
-        raise RuntimeError(f"an engine is prepared first, got {first.kind}")
+def _serve(worker: _Worker, device: str) -> None:
+    prepare = worker.hear()
+    assert isinstance(prepare, Prepare), f"an engine is prepared first, got {prepare.kind}"
     try:
-        _check_data(first)
-        engine = _load_engine(device)
+        engine = _prepared(prepare, device)
     except MvsweepError as error:
-        messages.send(connection, Refused(message=str(error)))
+        worker.tell(Refused(message=str(error)))
         return
-    messages.send(connection, Ready())
+    worker.tell(Ready())
     while True:
-        message = messages.receive_in_engine(connection)
+        message = worker.hear()
         if isinstance(message, Start):
-            messages.send(connection, Ended(run_id=message.run_id, result=_train(engine, message, connection)))
+            worker.tell(Ended(run_id=message.run_id, result=_trained(engine, message, worker)))
 
 
-def _check_data(prepare: Prepare) -> None:
-    found = dataset.load(prepare.data).fingerprint
-    if found != prepare.data_fingerprint:
-        raise DataDrift(
-            f"{prepare.data.source}: the study was created with data {prepare.data_fingerprint[:12]}, this machine reads "
-            f"{found[:12]}. Bring the same file or revision here, or create a new study."
-        )
+def _prepared(prepare: Prepare, device: str) -> ReferenceEngine:
+    from mathverify_sweep.training.reference import ReferenceEngine  # imports torch
+
+    engine = ReferenceEngine(device)
+    engine.prepare(prepare.data, prepare.data_fingerprint)
+    return engine
 
 
-def _load_engine(device: str) -> ReferenceEngine:
-    from mathverify_sweep.training.reference import ReferenceEngine  # imports torch: after the device is set
-
-    return ReferenceEngine(device)
-
-
-def _train(engine: ReferenceEngine, start: Start, connection: Connection) -> RunResult:
-    reporter = _PipeReporter(connection, start.run_id)
+def _trained(engine: ReferenceEngine, start: Start, worker: _Worker) -> RunResult:
+    reporter = _PipeReporter(worker, start.run_id)
     adapter = Path(start.start_adapter) if start.start_adapter else None
     try:
         return engine.run(start.spec, Path(start.folder), reporter, adapter)
-    except (EOFError, OSError):
-        raise  # the worker is gone: nobody is left to tell
-    except Exception:  # whatever a run raises ends that run, and the engine goes on with the next
+    except _WorkerGone:
+        raise
+    except Exception:  # noqa: BLE001 - whatever a run raises ends that run; the worker replaces this process
         return RunResult(end_reason=EndReason.CRASHED, message=traceback.format_exc(limit=-12))
 
 

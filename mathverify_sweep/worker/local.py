@@ -67,7 +67,12 @@ def _start(job: Job, log: Path) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "OPTUNA_STORAGE": job.storage, "OMP_NUM_THREADS": str(threads)}
     with log.open("wb") as output:
         return subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, preexec_fn=_end_with_parent
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            preexec_fn=_end_with_parent,
         )
 
 

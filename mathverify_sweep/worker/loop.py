@@ -1,7 +1,6 @@
-"""THE LOOP: claim a run, have it trained, keep its lease, record how it ended. Imports no torch; the engine process does.
+"""THE LOOP: claim a run, have it trained, keep its lease, record how it ended. Imports no torch: the engine does.
 
-Our row first, Optuna second, W&B never waited for. What a crash leaves between the first two, `reconcile` mends at the
-next worker's start.
+Our row first, Optuna second, W&B never waited for. What a crash leaves between the first two, `reconcile` mends.
 """
 
 from __future__ import annotations
