@@ -6,6 +6,7 @@ the database comes out as StorageError. A handle is for one thread.
 
 from __future__ import annotations
 
+import json
 import logging
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,6 +33,7 @@ from mathverify_sweep.store.studies import StudyRecord
 from mathverify_sweep.store.turns import one_at_a_time
 from mathverify_sweep.study import artifacts, space
 from mathverify_sweep.study.storage import close_storage, open_storage, opened, storage_errors
+from mathverify_sweep.study.views import TrialView, view
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
@@ -143,9 +145,16 @@ class StudyHandle:
         `link`: the run in W&B. `folder`: the artifacts of all studies of this database.
         """
         assert run.trial_number is not None
+        baselines = json.loads(studies.get(self._engine, self.config.study).baselines or "{}")
+        accuracies = {name: figures["accuracy"] for name, figures in baselines.items()}
+        page = artifacts.Page(run, tuple(points), link, accuracies)
         with storage_errors(self._engine):
-            if not self._frozen(run.trial_number).state.is_finished():
-                artifacts.show(self._trial(run.trial_number), artifacts.Page(run, tuple(points), link), folder)
+            if self._frozen(run.trial_number).state.is_finished():
+                return
+            try:
+                artifacts.show(self._trial(run.trial_number), page, folder)
+            except OSError as error:  # a full disk costs a picture, not the trial
+                log.warning("trial %d: nothing to show in %s: %s", run.trial_number, folder, error)
 
     def enqueue(self, settings: Mapping[str, Value]) -> None:
         """Have these values of tuned axes tried next; the sampler fills in the others. Raises ConfigError."""
@@ -182,6 +191,11 @@ class StudyHandle:
                         self._abandon(frozen)
                         ended.append(frozen.number)
         return ended
+
+    def trials(self) -> list[TrialView]:
+        """All trials, by number."""
+        with storage_errors(self._engine):
+            return [view(trial) for trial in self._study.get_trials(deepcopy=False)]
 
     def close(self) -> None:
         """Close the connections."""

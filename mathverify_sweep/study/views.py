@@ -37,7 +37,7 @@ class TrialView:
 
 def trials(engine: Engine, name: str) -> list[TrialView]:
     """The trials of a study, by number. Raises StudyError naming the nearest study when there is none of that name."""
-    return [_view(trial) for trial in _study_trials(engine, name)]
+    return [view(trial) for trial in _study_trials(engine, name)]
 
 
 def parameter_importances(engine: Engine, name: str) -> dict[str, float]:
@@ -53,16 +53,8 @@ def parameter_importances(engine: Engine, name: str) -> dict[str, float]:
     return dict(get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0)))
 
 
-def _study_trials(engine: Engine, name: str) -> list[FrozenTrial]:
-    studies.get(engine, name)
-    with opened(engine) as storage:
-        try:
-            return storage.get_all_trials(storage.get_study_id_from_name(name), deepcopy=False)
-        except KeyError:
-            raise StudyError(f"study {name!r} was not created to its end. Run `mvsweep create` again.") from None
-
-
-def _view(trial: FrozenTrial) -> TrialView:
+def view(trial: FrozenTrial) -> TrialView:
+    """An Optuna trial as a plain value."""
     return TrialView(
         number=trial.number,
         state=RunState(trial.state.name),
@@ -72,3 +64,12 @@ def _view(trial: FrozenTrial) -> TrialView:
         duration=trial.duration.total_seconds() if trial.duration else None,
         user_attrs=dict(trial.user_attrs),
     )
+
+
+def _study_trials(engine: Engine, name: str) -> list[FrozenTrial]:
+    studies.get(engine, name)
+    with opened(engine) as storage:
+        try:
+            return storage.get_all_trials(storage.get_study_id_from_name(name), deepcopy=False)
+        except KeyError:
+            raise StudyError(f"study {name!r} was not created to its end. Run `mvsweep create` again.") from None

@@ -1,0 +1,96 @@
+"""Small SVG drawings of one run: its curve and its confusion matrix. Text in, text out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from html import escape
+
+from mathverify_sweep.specs import Metrics
+
+WIDTH, HEIGHT = 640, 320
+LEFT, RIGHT, TOP, BOTTOM = 64, 64, 36, 44
+MAX_POINTS = 500
+LOSS, VALUE, GRID, INK = "#4c78a8", "#e45756", "#dddddd", "#333333"
+
+Curve = Sequence[tuple[float, float]]
+
+
+def learning_curve(losses: Curve, values: Curve, objective: str) -> str:
+    """Training loss (line, left axis) and the objective at its rungs (dots, right axis) over rows seen."""
+    last = max((x for x, _ in (*losses, *values)), default=1.0)
+    xs = _ticks(0.0, last)
+    parts = [_text(_x(x, xs), HEIGHT - BOTTOM + 18, f"{x:,.0f}") for x in xs]
+    parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, "rows seen"))
+    if losses:
+        ys = _ticks(min(y for _, y in losses), max(y for _, y in losses))
+        parts += [_rule(_y(y, ys)) + _text(LEFT - 8, _y(y, ys) + 4, f"{y:g}", "end") for y in ys]
+        path = " ".join(f"{_x(x, xs):.1f},{_y(y, ys):.1f}" for x, y in _thinned(losses))
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{LOSS}" stroke-width="1.5"/>')
+        parts.append(_text(LEFT, TOP - 14, "training loss", "start", LOSS))
+    if values:
+        ys = _ticks(min(y for _, y in values), max(y for _, y in values))
+        parts += [_text(WIDTH - RIGHT + 8, _y(y, ys) + 4, f"{y:g}", "start") for y in ys]
+        parts += [f'<circle cx="{_x(x, xs):.1f}" cy="{_y(y, ys):.1f}" r="4" fill="{VALUE}"/>' for x, y in values]
+        parts.append(_text(WIDTH - RIGHT, TOP - 14, objective, "end", VALUE))
+    return _svg(WIDTH, HEIGHT, "Learning curve", parts)
+
+
+def confusion_matrix(metrics: Metrics) -> str:
+    """Counts of solutions by what they are (rows) and what they were judged (columns)."""
+    counts = (
+        ("is True", (metrics.true_positives, metrics.false_negatives)),
+        ("is False", (metrics.false_positives, metrics.true_negatives)),
+    )
+    parts = [_text(180 + 120 * i, 30, f"judged {word}") for i, word in enumerate(("True", "False"))]
+    for row, (label, pair) in enumerate(counts):
+        top = 44 + 90 * row
+        parts.append(_text(104, top + 50, label, "end"))
+        for column, count in enumerate(pair):
+            share = count / (sum(pair) or 1)
+            colour = "255,255,255" if share > 0.5 else "51,51,51"
+            left = 120 + 120 * column
+            parts.append(
+                f'<rect x="{left}" y="{top}" width="116" height="86" fill="{LOSS}" fill-opacity="{share:.3f}"/>'
+            )
+            parts.append(_text(left + 58, top + 42, f"{count:,}", fill=f"rgb({colour})"))
+            parts.append(_text(left + 58, top + 62, f"{share:.1%}", fill=f"rgb({colour})"))
+    return _svg(380, 240, "Confusion matrix", parts)
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Four to eight round numbers that span the values."""
+    span = high - low or abs(high) or 1.0
+    raw = span / 5
+    unit = 10.0 ** math.floor(math.log10(raw))
+    step = next(unit * m for m in (1, 2, 2.5, 5, 10) if unit * m >= raw)
+    first, last = math.floor(low / step), math.ceil(high / step)
+    return [round(i * step, 12) for i in range(first, max(last, first + 1) + 1)]
+
+
+def _x(value: float, ticks: Sequence[float]) -> float:
+    return LEFT + (value - ticks[0]) / (ticks[-1] - ticks[0]) * (WIDTH - LEFT - RIGHT)
+
+
+def _y(value: float, ticks: Sequence[float]) -> float:
+    return HEIGHT - BOTTOM - (value - ticks[0]) / (ticks[-1] - ticks[0]) * (HEIGHT - TOP - BOTTOM)
+
+
+def _thinned(curve: Curve) -> Curve:
+    return curve[:: math.ceil(len(curve) / MAX_POINTS)]
+
+
+def _rule(y: float) -> str:
+    return f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="{GRID}"/>'
+
+
+def _text(x: float, y: float, text: str, anchor: str = "middle", fill: str = INK) -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{fill}">{escape(text)}</text>'
+
+
+def _svg(width: int, height: int, title: str, parts: Sequence[str]) -> str:
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" '
+        f'font-family="sans-serif" font-size="12"><title>{escape(title)}</title>'
+        f'<rect width="{width}" height="{height}" fill="white"/>{"".join(parts)}</svg>\n'
+    )
