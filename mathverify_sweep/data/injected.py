@@ -23,6 +23,7 @@ from mathverify_sweep.data.worked import (
     Rewrite,
     Unclear,
     Worked,
+    decimals,
     evaluate,
     false_equations,
     given_numbers,
@@ -103,9 +104,7 @@ def _slip(worked: Worked, step: int, rng: random.Random) -> Worked:
 
 def _slipped(result: Fraction, rng: random.Random) -> Fraction:
     """Off by one or two, a forgotten or doubled carry, one digit misread, two swapped, or the decimal point moved."""
-    unit = next((Fraction(1, 10**d) for d in range(4) if (result * 10**d).denominator == 1), None)
-    if unit is None:
-        raise Unclear("not a short decimal")
+    unit = Fraction(1, 10 ** decimals(result))
     digits = list(str(result / unit))
     at = rng.randrange(len(digits))
     match rng.randrange(5):

@@ -86,6 +86,7 @@ def false_equations(worked: Worked) -> int:
     return sum(not _holds(match) for match in _EQUATION.finditer(worked.solution))
 
 
+@lru_cache(65536)
 def number_of(text: str) -> Fraction:
     """`$1,200.50` as a number; ValueError when it is none."""
     return Fraction(text.strip().lstrip("$").replace(",", ""))
@@ -97,8 +98,11 @@ def numbers_in(text: str) -> tuple[Fraction, ...]:
     return tuple(number_of(token) for token in _NUMBER.findall(text))
 
 
+@lru_cache(65536)
 def evaluate(expression: str) -> Fraction:
     """The value of an arithmetic expression as it is printed or marked; Unclear when it is not one, or divides by 0."""
+    if re.search(r"\d\s+\d", expression):
+        raise Unclear(f"{expression!r}: two numbers side by side")
     plain = re.sub(r"[$,\s]", "", expression).translate(PLAIN_SIGNS)
     plain = re.sub(rf"({NUMBER})%", r"(\1/100)", plain)
     plain = re.sub(r"\b0+(?=\d)", "", plain)
@@ -116,18 +120,22 @@ def printed(text: str) -> re.Match[str] | None:
 
 def shown(value: Fraction, like: str) -> str:
     """A number in the manner of another: thousands with commas, and as many decimals if that is enough."""
-    places = next((d for d in range(4) if (value * 10**d).denominator == 1), None)
-    if places is None:
-        raise Unclear(f"{value} has no short decimal form")
-    decimals = len(like.partition(".")[2])
-    places = max(places, decimals) if decimals and places else places
+    places = decimals(value)
+    places = max(places, len(like.partition(".")[2])) if places else places
     return f"{float(value):{',' if ',' in like else ''}.{places}f}"
 
 
+def decimals(value: Fraction) -> int:
+    """How many decimals a value has; Unclear when it has more than three."""
+    for places in range(4):
+        if 10**places % value.denominator == 0:
+            return places
+    raise Unclear(f"{value} has no short decimal form")
+
+
 def is_plain(value: Fraction, worked: Worked) -> bool:
-    """Whether a value looks like the solution's own results: positive, and no more decimals than they have."""
-    allowed = max(_decimals(mark.result) for mark in worked.marks)
-    return value > 0 and _decimals(value) <= allowed
+    """Whether a value looks like the solution's own results: positive, and in no smaller parts than theirs."""
+    return value > 0 and any(value.denominator <= mark.result.denominator for mark in worked.marks)
 
 
 @dataclass
@@ -275,7 +283,3 @@ def _value(node: ast.expr) -> Fraction:
             return _OPERATORS[type(op)](_value(left), _value(right))
         case _:
             raise Unclear(f"not arithmetic: {ast.dump(node)[:60]}")
-
-
-def _decimals(value: Fraction) -> int:
-    return next((d for d in range(4) if (value * 10**d).denominator == 1), 99)
