@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +32,10 @@ def attached(base: BaseModel, spec: RunSpec, start: Path | None) -> Iterator[Pef
     config = _lora_config(base, spec.base_model, spec.params)
     with _left_as_found(base.model):
         set_seed(spec.seed)
-        model = get_peft_model(base.model, config)
+        with warnings.catch_warnings():
+            # PEFT asks the base by a name that transformers 5.23 calls deprecated.
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            model = get_peft_model(base.model, config)
         try:
             if start is not None:
                 _load(model, config, start)
@@ -80,8 +84,8 @@ def _require_targets(model: PreTrainedModel, targets: tuple[str, ...]) -> None:
     unknown = [target for target in targets if target not in linear]
     if unknown or not targets:
         raise ModelError(
-            f"base_model.lora_target_modules must name linear layers of the base model, got {', '.join(unknown) or 'none'}"
-            f". It has {', '.join(linear)}"
+            "base_model.lora_target_modules must name linear layers of the base model, "
+            f"got {', '.join(unknown) or 'none'}. It has {', '.join(linear)}"
         )
 
 
@@ -112,7 +116,7 @@ def _load(model: PeftModel, config: LoraConfig, folder: Path) -> None:
         weights = load_file(folder / _WEIGHTS)
     except (OSError, ValueError) as error:
         raise ModelError(f"a start adapter needs {_CONFIG} and {_WEIGHTS} in {folder}: {error}") from error
-    wanted = _shape(config.to_dict())
+    wanted = _shape(vars(config))
     found = _shape(saved)
     if found != wanted:
         raise ModelError(

@@ -6,15 +6,17 @@ is not there, has no tokenizer, or has no verdict token.
 
 from __future__ import annotations
 
+import logging
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from bitsandbytes.nn import Linear4bit
+from bitsandbytes.nn.modules import Linear4bit
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
@@ -126,7 +128,7 @@ def _load_tokenizer(spec: BaseModelSpec, where: str) -> PreTrainedTokenizerBase:
     # transformers and tokenizers raise all of these for a folder or a hub name without a readable tokenizer
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(
-            f"base_model.name: {spec.name!r} must have a tokenizer (tokenizer.json) by its weights: {_first_line(error)}"
+            f"base_model.name: {spec.name!r} must have a tokenizer (tokenizer.json): {_first_line(error)}"
         ) from error
     if tokenizer.pad_token_id is None:
         # Padding stands behind a row's last token and is never attended to, so any token does.
@@ -136,13 +138,17 @@ def _load_tokenizer(spec: BaseModelSpec, where: str) -> PreTrainedTokenizerBase:
 
 def _load_model(spec: BaseModelSpec, where: str, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
     try:
+        config = AutoConfig.from_pretrained(where, revision=_revision(spec))
+        # PyTorch's attention has no soft cap on its scores (Gemma 2 has one) and would leave it out without a word.
+        capped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             where,
             revision=_revision(spec),
+            config=config,
             dtype=dtype,
             quantization_config=_quantization(spec, dtype),
             device_map={"": "cpu" if device.type == "cpu" else device.index or 0},
-            attn_implementation="sdpa",
+            attn_implementation="eager" if capped else "sdpa",
             use_safetensors=True,
         )
     # what transformers raises for missing files, an unknown architecture, or no safetensors
@@ -162,6 +168,8 @@ def _quantization(spec: BaseModelSpec, compute_dtype: torch.dtype) -> BitsAndByt
     if spec.quantization == "none":
         return None
     if spec.quantization == "int8":
+        # It says of every matmul that int8 rounds its input by way of float16.
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
         return BitsAndBytesConfig(load_in_8bit=True)  # type: ignore[no-untyped-call]
     return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
         load_in_4bit=True,

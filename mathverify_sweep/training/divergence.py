@@ -1,10 +1,10 @@
 """When a run has diverged: the loss or the gradient is not a number, or the loss has exploded and stays there.
 
 Exploded: the median loss of the last 20 steps is above three times the lowest level of this run, which is the least of
-its first step's loss (the base model's own) and of all such medians, but at least ln 2. A median, so that no single step
-ends a run. ln 2 is a coin toss on the verdict; three times it is a probability of 0.125 for the right one. A run that is
-merely no better than tossing, or that spikes for some steps after the warm-up, is left to the pruner; one that meets the
-rule has been driven far from anything it or its base knew, and does not come back within its one epoch.
+its first step's loss (the base model's own) and of all such medians, but at least ln 2. A median, so that no single
+step ends a run. ln 2 is a coin toss on the verdict; three times it is a probability of 0.125 for the right one. A run
+that is merely no better than tossing, or that spikes for some steps after the warm-up, is left to the pruner; one that
+meets the rule has been driven far from what it or its base knew, and does not come back within its one epoch.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ from mathverify_sweep.training.evaluate import log_odds
 from mathverify_sweep.training.trainer import Epoch, Step, train
 
 LOG_POINTS = 50
-"""How many times a run logs, about."""
+"""How many times a run logs at most."""
 
 
 class Reporter(Protocol):
@@ -51,10 +51,17 @@ class ReferenceEngine:
 
     def __init__(self, device: str) -> None:
         self.device = _device(device)
+        # Each run collects garbage once; over all that the libraries above hold, that would take 0.4 s.
+        gc.collect()
+        gc.freeze()
         # The runs of a study share base and data; the rows of the last two prompts stay encoded (training, validation).
         self._base = lru_cache(maxsize=1)(base.load)
         self._data = lru_cache(maxsize=1)(_load_data)
         self._encoded = lru_cache(maxsize=4)(self._encode)
+
+    def prepare(self, data: DataSpec, fingerprint: str) -> None:
+        """Read the data of the runs to come. Raises DataDrift when it is not the study's."""
+        self._data(data, fingerprint)
 
     def run(self, spec: RunSpec, folder: Path, reporter: Reporter, start_adapter: Path | None = None) -> RunResult:
         """Trains, evaluates, and leaves the adapter in `folder`. With `start_adapter` it goes on from those weights."""
@@ -147,7 +154,7 @@ class _Course:
         self._divergence = DivergenceWatch()
         self._rungs = sorted(spec.rungs)
         self._last_step = Step(number=0, rows_seen=0, loss=math.nan, gradient_norm=math.nan, learning_rate=0.0)
-        self._log_every = max(1, len(material.train.rows) // LOG_POINTS)
+        self._log_every = math.ceil(len(material.train.rows) / LOG_POINTS)
         self._losses_to_log: list[float] = []
         self._last_value: float | None = None
         self.eval_seconds = 0.0
@@ -256,7 +263,7 @@ def _peak_memory(device: torch.device) -> int:
 
 
 def _free_memory(device: torch.device) -> None:
-    """The trainer and its optimizer refer to each other, so only the collector frees them."""
-    gc.collect()
+    """A GPU's, now: the trainer and its optimizer refer to each other, so only the collector frees them."""
     if device.type == "cuda":
+        gc.collect()
         torch.cuda.empty_cache()

@@ -9,6 +9,7 @@ The last effective batch may be smaller; it is a step of its own.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -71,7 +72,10 @@ def train(base: BaseModel, model: PeftModel, spec: RunSpec, epoch: Epoch, after_
             callbacks=[_Steps(spec.params.effective_batch_size, len(epoch.rows), after_step)],
         )
     trainer.remove_callback(PrinterCallback)
-    trainer.train()
+    with warnings.catch_warnings():
+        # bitsandbytes, of the paged optimizers: without a GPU there is nothing to page from.
+        warnings.filterwarnings("ignore", "Paged optimizers are not supported on CPU", UserWarning)
+        trainer.train()
 
 
 class VerdictTrainer(SFTTrainer):
