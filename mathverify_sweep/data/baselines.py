@@ -42,7 +42,7 @@ def bag_of_words(train: Sequence[Row], rows: Sequence[Row]) -> NDArray[np.float6
 
     # Single digits and signs count as words too: the defaults would drop them, and they are half of an equation.
     words = HashingVectorizer(ngram_range=(1, 2), n_features=HASHED_FEATURES, token_pattern=r"\w+|[^\w\s]")
-    model = LogisticRegression(C=10.0, max_iter=200)
+    model = LogisticRegression(C=10.0, solver="liblinear")
     learnt = train[:MOST_ROWS]
     model.fit(words.transform(map(_text, learnt)), [row.is_correct for row in learnt])
     log_odds: NDArray[np.float64] = model.decision_function(words.transform(map(_text, rows)))

@@ -196,12 +196,12 @@ def test_every_wrong_row_is_wrong_in_one_place_and_consistent_after_it() -> None
 
 @needs_gsm8k
 def test_words_alone_do_not_give_the_errors_away() -> None:
-    """A bag of words may find the odd cue (a number that no author writes, a line that is missing), but not the errors.
+    """Right and wrong rows differ by sums, not by words, so a bag of words is no better than the majority's 0.60.
 
-    The standard error at 1,000 rows is 1.5 points, so a set without any cue stays below 0.60 + 3 * 0.015 = 0.645; the
-    bound leaves as much again for the cues that are there. Right and wrong rows differ by sums, not by words.
+    The standard error of an accuracy of 0.6 on 1,000 rows is 1.5 points; the bound is three of them above. (The whole
+    set was built once with a seed of 0: 0.55 on 1,500 held-out rows, where the majority scored 0.59.)
     """
     rows = build(read_worked(str(GSM8K))[:2500], seed=0)
     test, train = rows[:1000], rows[1000:]
     accuracy = np.mean((bag_of_words(train, test) >= 0) == [row.is_correct for row in test])
-    assert 0.5 < accuracy < 0.69, accuracy
+    assert accuracy < 0.645
