@@ -8,8 +8,13 @@ from __future__ import annotations
 
 import json
 import math
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
 
 from sqlalchemy.engine import Engine
@@ -18,6 +23,7 @@ from mathverify_sweep.config import SweepConfig
 from mathverify_sweep.specs import Metrics, RunResult, RunSpec, TrainParams
 from mathverify_sweep.states import EndReason, Verdict
 from mathverify_sweep.store import promotions, runs, studies
+from mathverify_sweep.store.database import connect, upgrade
 from mathverify_sweep.store.runs import Claim, Point, WorkerIdentity
 from mathverify_sweep.study import study
 from mathverify_sweep.study.study import StudyHandle
@@ -92,6 +98,16 @@ def example(engine: Engine, folder: Path, trials: int = 12) -> None:
         player.promote(0)
         player.start_a_trial()
         handle.enqueue({"learning_rate": 3e-4, "lora_r": 8, "lr_scheduler_type": "cosine"})
+
+
+@contextmanager
+def example_database(folder: Path) -> Iterator[Engine]:
+    """A SQLite database with the example in it, in `folder`; it is played once a process, and copied."""
+    file = folder / "example.sqlite3"
+    file.write_bytes(_played())
+    engine = connect(f"sqlite:///{file}")
+    yield engine
+    engine.dispose()
 
 
 @dataclass
@@ -190,3 +206,16 @@ class Player:
 
     def _tick(self, seconds: float) -> None:
         self.now += timedelta(seconds=seconds)
+
+
+@cache
+def _played() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "example.sqlite3"
+        engine = connect(f"sqlite:///{file}")
+        upgrade(engine)
+        example(engine, Path(folder) / "artifacts")
+        engine.dispose()
+        with closing(sqlite3.connect(file)) as database:
+            database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        return file.read_bytes()

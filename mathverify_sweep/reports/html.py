@@ -75,8 +75,7 @@ _NOTHING = "<p>Plots appear when trials report values. <code>mvsweep worker STUD
 
 def _standing(report: StatusReport) -> str:
     counts = ", ".join(f"{count} {state.lower()}" for state, count in sorted(report.counts.items())) or "no trials yet"
-    why = f" ({report.stopped})" if report.stopped else ""
-    return f"{report.state}{why}: {counts}. Ranked by {report.objective.replace('_', ' ')}."
+    return f"{rows.standing(report)}: {counts}. Ranked by {report.objective.replace('_', ' ')}."
 
 
 def _headline(report: StatusReport) -> Iterable[tuple[str, str]]:

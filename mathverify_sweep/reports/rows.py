@@ -29,6 +29,7 @@ from mathverify_sweep.states import RunState
 from mathverify_sweep.store import promotions, runs, studies
 from mathverify_sweep.store.runs import Point, RunRecord
 from mathverify_sweep.study import views
+from mathverify_sweep.study.artifacts import WANDB
 from mathverify_sweep.study.views import TrialView
 
 if TYPE_CHECKING:
@@ -98,6 +99,15 @@ def best_stage(promotion: PromotionRow, objective: Objective) -> StageRow | None
     return max(complete, key=lambda found: found[:2])[2] if complete else None
 
 
+def standing(report: StatusReport) -> str:
+    """The state of a study in words; runs that were under way when it was stopped go on."""
+    if report.stopped is None:
+        return report.state
+    return (
+        f"stopped: {report.stopped}" if report.state == "stopped" else f"{report.state}, then stopped: {report.stopped}"
+    )
+
+
 def _trials(
     seen: Sequence[TrialView], every: Sequence[RunRecord], said: _Said, train_rows: int
 ) -> tuple[TrialRow, ...]:
@@ -110,7 +120,7 @@ def _trials(
 
 def _trial(view: TrialView, attempts: Sequence[RunRecord], said: _Said, train_rows: int) -> TrialRow:
     """State and parameters are Optuna's word, the rest is ours."""
-    link = view.user_attrs.get("wandb")
+    link = view.user_attrs.get(WANDB)
     row = _run(attempts, said, train_rows) | {"state": view.state}
     return TrialRow(**row, number=view.number, params=view.params, wandb=None if link is None else str(link))
 

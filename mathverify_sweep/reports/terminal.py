@@ -112,7 +112,7 @@ def _headline(report: StatusReport) -> Text:
     budget = report.budget
     hours = f"{budget.gpu_hours_used:.2f}" + (f" of {budget.gpu_hours:g}" if budget.gpu_hours else "")
     lines = [
-        f"{report.study}: {report.state}" + (f" ({report.stopped})" if report.stopped else ""),
+        f"{report.study}: {rows.standing(report)}",
         f"{budget.trials_used} of {budget.trials} trials ({counts}), {hours} device-hours",
     ]
     if report.best_value is not None:

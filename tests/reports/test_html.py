@@ -1,0 +1,108 @@
+"""The page is one file, complete, safe, and sensible when there is little to show. Browsers see it in flows/."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from sqlalchemy.engine import Engine
+
+from mathverify_sweep.reports import figures, html, rows
+from mathverify_sweep.store import studies
+from mathverify_sweep.store.database import connect, upgrade
+from tests.example_study import NAME, Player, empty, example_database
+
+NOW = datetime(2026, 3, 2, 12, 30, tzinfo=UTC)
+ALL = ["leaderboard", "promotion", "history", "importance", "slices", "rungs", "losses", "device_time"]
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    with example_database(tmp_path_factory.mktemp("html")) as engine:
+        yield engine
+
+
+def written(database: Engine, path: Path) -> str:
+    html.write(database, NAME, path, NOW)
+    return path.read_text(encoding="utf-8")
+
+
+def drawn(text: str) -> dict[str, object]:
+    found = re.search(r'<script type="application/json" id="figures">(.*?)</script>', text, re.DOTALL)
+    assert found is not None
+    loaded: dict[str, object] = json.loads(found[1])
+    return loaded
+
+
+def test_the_page_has_every_plot_the_numbers_and_where_it_comes_from(database: Engine, tmp_path: Path) -> None:
+    text = written(database, tmp_path / "new" / "report.html")
+    assert list(drawn(text)) == ALL
+    assert all(f'id="figure-{key}"' in text for key in ALL)
+    report = rows.status(database, NAME)
+    assert f"<b>{report.best_value:.4f}</b>" in text
+    assert "2026-03-02 12:30 UTC" in text
+    assert "f00dfeed" in text
+    assert "optuna 5" in text
+    assert [file.name for file in (tmp_path / "new").iterdir()] == ["report.html"], "nothing half-written stays"
+
+
+def test_the_page_fetches_nothing(database: Engine, tmp_path: Path) -> None:
+    text = written(database, tmp_path / "report.html")
+    outside_scripts = re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
+    assert not re.search(r"""(?:src|href)\s*=|@import|url\(""", outside_scripts)
+    assert "default-src 'none'" in outside_scripts
+
+
+def test_what_people_named_cannot_become_markup(database: Engine) -> None:
+    report = rows.status(database, NAME)
+    evil = "</script><img src=x onerror=alert(1)>"
+    trials = tuple(
+        trial.model_copy(update={"params": trial.params | {"prompt_template": evil}, "wandb": "javascript:alert(1)"})
+        for trial in report.trials
+    )
+    report = report.model_copy(update={"study": evil, "stopped": evil, "trials": trials})
+    text = html.page(report, figures.panels(report, {evil: 1.0}), NOW)
+    assert "<img" not in text.replace("&lt;img", "")
+    assert text.count("</script>") == 3
+    assert 'href="javascript' not in text
+    assert "\\u003cimg" not in text, "Plotly reads text as HTML too"
+
+
+def test_a_link_to_wandb_is_a_link_and_an_offline_folder_is_text(database: Engine) -> None:
+    report = rows.status(database, NAME)
+    online = report.trials[0].model_copy(update={"wandb": "https://wandb.example/run?a=1&b=2"})
+    report = report.model_copy(update={"trials": (online, *report.trials[1:])})
+    text = html.page(report, [], NOW)
+    assert '<a href="https://wandb.example/run?a=1&amp;b=2"' in text
+    assert "offline-run-" in text
+
+
+def test_a_study_without_trials_and_one_with_nothing_complete_still_have_a_page(tmp_path: Path) -> None:
+    engine = connect(f"sqlite:///{tmp_path / 'new.sqlite3'}")
+    upgrade(engine)
+    with empty(engine) as handle:
+        text = written(engine, tmp_path / "report.html")
+        assert drawn(text) == {}
+        assert "Nothing to draw yet" in text
+        assert "majority (baseline)" in text
+        Player(engine, handle, tmp_path / "artifacts").trial(diverges=True)
+        assert list(drawn(written(engine, tmp_path / "report.html"))) == ["device_time"]
+        Player(engine, handle, tmp_path / "artifacts").start_a_trial()
+    studies.stop(engine, NAME, "crashed alike")
+    text = written(engine, tmp_path / "report.html")
+    assert list(drawn(text)) == ["history", "slices", "rungs", "losses", "device_time"]
+    assert "running, then stopped: crashed alike: 1 pruned, 1 running" in text
+    engine.dispose()
+
+
+def test_slices_offer_every_parameter_and_scale_each_axis(database: Engine) -> None:
+    panel = figures.slices(rows.status(database, NAME))
+    assert panel is not None
+    buttons = panel.figure.layout.updatemenus[0].buttons
+    assert [button.label for button in buttons] == ["learning rate", "lora r", "lr scheduler type", "lr decay share"]
+    assert [button.args[1]["xaxis.type"] for button in buttons] == ["log", "linear", "category", "linear"]
+    assert all(sum(button.args[0]["visible"]) == len(figures.ENDED_FIRST) for button in buttons)

@@ -1,0 +1,64 @@
+"""Tables fit 80 columns, and say what matters."""
+
+from __future__ import annotations
+
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console, RenderableType
+
+from mathverify_sweep.metrics import Interval
+from mathverify_sweep.reports import rows, terminal
+from tests.example_study import NAME, example_database, metrics
+
+
+def printed(renderable: RenderableType) -> str:
+    console = Console(width=80, file=StringIO(), color_system=None)
+    console.print(renderable)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text, "nothing is cut off"
+    return str(text)
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> rows.StatusReport:
+    with example_database(tmp_path_factory.mktemp("terminal")) as engine:
+        return rows.status(engine, NAME)
+
+
+def test_status_shows_trials_stages_and_what_runs_now(report: rows.StatusReport) -> None:
+    text = printed(terminal.status(report))
+    assert "13 of 14 trials" in text
+    assert "diverged" in text
+    assert "complete, try 2" in text or "pruned, try 2" in text
+    assert "4,000/4,000" in text
+    assert "stage 2" in text
+    assert "now: trial 12 on w0rker01@node-1 (cpu): 150 of 800 rows" in text
+
+
+def test_the_leaderboard_shows_intervals_baselines_and_settings(report: rows.StatusReport) -> None:
+    board = rows.leaderboard(report, top=2)
+    best = board.rows[0].metrics
+    text = printed(terminal.leaderboard(board))
+    assert f"{best.accuracy:.4f} [{best.accuracy_low:.3f}, {best.accuracy_high:.3f}]" in text
+    assert "base  majority" in text
+    assert f"{board.rows[0].name}: learning_rate=" in text
+
+
+def test_figures_of_one_model_and_a_difference_are_sentences_and_tables() -> None:
+    assert "0.9000 [0.881, 0.919]" in printed(terminal.metrics(metrics(0.9)))
+    assert "excludes 0" in printed(terminal.difference(Interval(0.02, 0.01, 0.03), "a1", "b2"))
+    assert "includes 0" in printed(terminal.difference(Interval(0.02, -0.01, 0.03), "a1", "b2"))
+
+
+def test_watching_tells_each_run_that_ends_once(tmp_path: Path) -> None:
+    console = Console(width=80, file=StringIO(), color_system=None)
+    with example_database(tmp_path) as engine:
+        looks = iter((False, False, True))
+        seen = terminal.watch(engine, NAME, lambda _: next(looks), console, seconds=0)
+    assert seen.study == NAME
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "ended before" not in text
+    assert "trial 3 complete" not in text, "what had ended before is not told"
