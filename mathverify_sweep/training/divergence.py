@@ -1,10 +1,10 @@
 """When a run has diverged: the loss or the gradient is not a number, or the loss has exploded and stays there.
 
-Exploded: the median loss of the last 20 steps is above three times the lowest level of this run, which is the least of
-its first step's loss (the base model's own) and of all such medians, but at least ln 2. A median, so that no single
-step ends a run. ln 2 is a coin toss on the verdict; three times it is a probability of 0.125 for the right one. A run
-that is merely no better than tossing, or that spikes for some steps after the warm-up, is left to the pruner; one that
-meets the rule has been driven far from what it or its base knew, and does not come back within its one epoch.
+Exploded: the median loss of the last 20 steps is above twice the lowest level of this run, which is the least of its
+first step's loss (the base model's own) and of all such medians, and above 3 ln 2. A median, so that no single step
+ends a run. ln 2 is a coin toss on the verdict; three times it is a probability of 1/8 for the right one. A run that is
+merely no better than tossing, or that spikes for some steps after the warm-up, is left to the pruner; one that meets
+the rule has been driven far from what it or its base knew, and does not come back within its one epoch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from mathverify_sweep.errors import TrainingEnded
 from mathverify_sweep.states import EndReason
 
 WINDOW = 20
-FACTOR = 3.0
+FACTOR = 2.0
+NEVER_BELOW = 3 * math.log(2)
 
 
 class DivergenceWatch:
@@ -38,11 +39,9 @@ class DivergenceWatch:
             return
         level = median(self._recent)
         self._lowest = min(self._lowest, level)
-        limit = FACTOR * max(self._lowest, math.log(2))
+        limit = max(FACTOR * self._lowest, NEVER_BELOW)
         if level > limit:
-            _diverged(
-                f"median loss {level:.3g} of the last {WINDOW} steps is above {limit:.3g}, after {rows_seen} rows"
-            )
+            _diverged(f"median loss {level:.3g} of {WINDOW} steps, above {limit:.3g}, after {rows_seen} rows")
 
 
 def _diverged(what: str) -> None:

@@ -57,9 +57,8 @@ def train(spec: RunSpec, adapter: Path) -> tuple[list[float], dict[str, Tensor]]
                 p.grad *= min(1.0, params.max_grad_norm / (norm.item() + 1e-6))
         optimizer.step()
         losses.append(loss.item())
-    names = {name: layer for name, layer in layers.items()}
-    a = {f"{PREFIX}{name}.lora_A.weight": layer.a.detach() for name, layer in names.items()}
-    return losses, a | {f"{PREFIX}{name}.lora_B.weight": layer.b.detach() for name, layer in names.items()}
+    a = {f"{PREFIX}{name}.lora_A.weight": layer.a.detach() for name, layer in layers.items()}
+    return losses, a | {f"{PREFIX}{name}.lora_B.weight": layer.b.detach() for name, layer in layers.items()}
 
 
 def _add_lora(model: nn.Module, weights: dict[str, Tensor], params: TrainParams) -> dict[str, Lora]:
