@@ -1,6 +1,6 @@
 """Reads a sweep file (YAML 1.2) and reports every problem at once, each with its key path.
 
-Knows the rules across sections; `config.py` has the keys, `search_space.py` the axes.
+Knows the rules across sections; `config.py` has the keys, `search_space.py` the axes, `wandb_sweep` W&B's files.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from mathverify_sweep import paths, search_space
+from mathverify_sweep import paths, search_space, wandb_sweep
 from mathverify_sweep.config import DataConfig, SweepConfig
 from mathverify_sweep.errors import ConfigError
 from mathverify_sweep.search_space import SearchSpace
@@ -23,14 +23,23 @@ from mathverify_sweep.specs import TrainParams
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> SweepConfig:
-    """Read a sweep file. Relative paths in it are relative to its folder; `overrides` are `key.path=value`.
+    """Read a sweep file, ours or W&B's. Relative paths in it are relative to its folder; `overrides` are
+    `key.path=value`, and our keys in either case.
 
     Raises ConfigError with every problem of the file.
     """
     raw = read_yaml(path)
+    if wandb_sweep.looks_like(raw):
+        raw, _ = wandb_sweep.read(raw, str(path))
     for override in overrides:
         _apply(raw, override, str(path))
     return validate(raw, str(path), path.parent)
+
+
+def read_as(path: Path) -> tuple[str, ...]:
+    """What each key of a W&B sweep file is read as, a line each; nothing of a sweep file of ours. Raises ConfigError."""
+    raw = read_yaml(path)
+    return tuple(wandb_sweep.read(raw, str(path))[1]) if wandb_sweep.looks_like(raw) else ()
 
 
 def find(name: str, overrides: Sequence[str] = ()) -> SweepConfig | None:
