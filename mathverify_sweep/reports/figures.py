@@ -120,7 +120,9 @@ def importance(importances: Mapping[str, float]) -> Panel | None:
     names = [_words(name) for name in importances][::-1]
     shares = list(importances.values())[::-1]
     text = [f"{share:.0%}" for share in shares]
-    bars = go.Bar(x=shares, y=names, orientation="h", marker={"color": BLUE}, text=text, hoverinfo="skip")
+    bars = go.Bar(
+        x=shares, y=names, orientation="h", marker=_filled(BLUE), text=text, textposition="outside", hoverinfo="skip"
+    )
     figure = _figure([bars], "share", "", height=140 + 28 * len(names))
     figure.update_xaxes(tickformat=".0%", range=[0, max(shares) * 1.15])
     caption = "fANOVA over complete trials; with few trials a rough guess."
@@ -322,9 +324,13 @@ def _bars(name: str, spent: Sequence[tuple[int, float]], colour: str) -> Any:
         name=name,
         x=[number for number, _ in spent],
         y=[seconds / 60 for _, seconds in spent],
-        marker={"color": colour},
+        marker=_filled(colour),
         hovertemplate="trial %{x}: %{y:.1f} minutes<extra>" + name + "</extra>",
     )
+
+
+def _filled(colour: str) -> dict[str, Any]:
+    return {"color": colour, "line": {"width": 0}}
 
 
 def _baseline_lines(figure: Any, report: StatusReport) -> None:

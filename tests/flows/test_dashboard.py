@@ -73,6 +73,7 @@ def test_optuna_dashboard_shows_the_study_a_trials_note_and_its_pictures(tmp_pat
         Player(engine, handle, paths.artifacts_folder(tmp_path)).trial()
     engine.dispose()
     with served(url, tmp_path) as address, chromium.page(tmp_path / "profile") as page:
+        page.send("Emulation.setDeviceMetricsOverride", width=1200, height=1700, deviceScaleFactor=1, mobile=False)
         page.open(f"{address}/dashboard")
         page.wait_for(f"document.body.innerText.includes('{NAME}')")
         study_id = httpx.get(f"{address}/api/studies").json()["study_summaries"][0]["study_id"]
