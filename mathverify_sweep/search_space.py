@@ -135,7 +135,7 @@ def parse(entries: Mapping[str, Any]) -> tuple[SearchSpace, list[str]]:
             fixed[name] = entry
     problems += _unknown_conditions(axes, {*fixed, *(a.name for a in axes)})
     if not problems:
-        problems += _conflicts(axes, fixed)
+        problems += [*_idle_conditions(axes, fixed), *_conflicts(axes, fixed)]
     ordered, cyclic = _in_order(axes, fixed)
     problems += [f"search_space.{a.name}.when: conditions form a circle. Remove one of them." for a in cyclic]
     return SearchSpace(tuple(ordered), fixed), problems
@@ -143,8 +143,9 @@ def parse(entries: Mapping[str, Any]) -> tuple[SearchSpace, list[str]]:
 
 def value_problem(name: str, value: object) -> str | None:
     """Why `value` cannot be a value of the axis `name`; None when it can. The sentence starts with the rule."""
+    is_whole = isinstance(value, int) and not isinstance(value, bool)  # which an axis of floats takes too
     try:
-        _adapter(name).validate_python(value, strict=not isinstance(value, int) or isinstance(value, bool))
+        _adapter(name).validate_python(value, strict=not is_whole or TrainParams.model_fields[name].annotation is bool)
     except ValidationError as error:
         return "; ".join(e["msg"][0].lower() + e["msg"][1:] for e in error.errors())
     return None
@@ -215,6 +216,8 @@ def _range(name: str, key: str, entry: Mapping[str, Any]) -> tuple[Range | None,
         problems.append(f"{key}.log: must be true or false, got {log!r}.")
     if step is not None and not (isinstance(step, (int, float)) and not isinstance(step, bool) and step > 0):
         problems.append(f"{key}.step: must be a number above 0, got {step!r}.")
+    elif step is not None and _is_whole(name) and step != int(step):
+        problems.append(f"{key}.step: must be a whole number, as the axis, got {step!r}.")
     if step is not None and log is True:
         problems.append(f"{key}: a log range has no step. Remove `log` or `step`.")
     if problems:
@@ -246,6 +249,20 @@ def _unknown_conditions(axes: list[Axis], names: set[str]) -> list[str]:
         for axis in axes
         for name in axis.when
         if name not in names
+    ]
+
+
+def _idle_conditions(axes: list[Axis], fixed: Mapping[str, Value]) -> list[str]:
+    """Conditions on values that never come."""
+    tuned = {axis.name: axis for axis in axes}
+    return [
+        f"search_space.{axis.name}.when.{name}: never {value!r}. It may be {', '.join(map(str, possible))}."
+        for axis in axes
+        for name, values in axis.when.items()
+        if name in fixed or isinstance(tuned[name].distribution, Choices)
+        for possible in [_values_of(name, tuned, fixed)]
+        for value in values
+        if value not in possible
     ]
 
 

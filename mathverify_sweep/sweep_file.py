@@ -37,7 +37,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> SweepConfig:
 
 
 def read_as(path: Path) -> tuple[str, ...]:
-    """What each key of a W&B sweep file is read as, a line each; nothing of a sweep file of ours. Raises ConfigError."""
+    """What each key of a W&B sweep file is read as, a line each; none for a sweep file of ours. Raises ConfigError."""
     raw = read_yaml(path)
     return tuple(wandb_sweep.read(raw, str(path))[1]) if wandb_sweep.looks_like(raw) else ()
 

@@ -243,8 +243,8 @@ class _Reader:
         last = numbers.get("max_iter")
         if last is None:
             self.lines.append(
-                f"early_terminate.min_iter: without max_iter, {numbers['min_iter']} logged values are no number of rows;"
-                " pruner.min_rows stays an eighth of data.train_rows"
+                f"early_terminate.min_iter: {numbers['min_iter']} is no number of rows without max_iter; "
+                "pruner.min_rows stays an eighth of data.train_rows"
             )
             return
         first = numbers.get("min_iter") or last / numbers["eta"] ** numbers.get("s", 1)
