@@ -99,15 +99,15 @@ def _trials(report: StatusReport, board: Leaderboard) -> str:
     ranks = {row.trial_number: row.rank for row in board.rows}
     promoted = {row.trial_number: row.promoted for row in board.rows if row.promoted}
     names = list(dict.fromkeys(name for trial in report.trials for name in trial.params))
-    head = ["rank", "trial", "state", "value", "accuracy", "95 %", "log-loss", "AUC", "promoted", "rows", "minutes"]
-    head += ["attempts", "worker", "W&B", *(name.replace("_", " ") for name in names)]
+    head = ["rank", "trial", "state", "value", "accuracy", "95 %", "log-loss", "AUC", "promoted"]
+    head += [*(name.replace("_", " ") for name in names), "rows", "minutes", "attempts", "worker", "W&B"]
     ordered = sorted(report.trials, key=lambda trial: (ranks.get(trial.number) or len(report.trials) + 1, trial.number))
     body: list[tuple[str, list[Cell]]] = []
     for trial in ordered:
         after = promoted.get(trial.number)
         cells = [_count(ranks.get(trial.number)), _count(trial.number), *_ending(trial), *_figures(trial.metrics)]
-        cells += [_figure(after.accuracy if after else None), *_effort(trial), _where(trial), _wandb(trial.wandb)]
-        body.append(("", cells + [_setting(trial.params.get(name)) for name in names]))
+        cells += [_figure(after.accuracy if after else None), *(_setting(trial.params.get(name)) for name in names)]
+        body.append(("", [*cells, *_effort(trial), _where(trial), _wandb(trial.wandb)]))
     for row in board.rows:
         if row.kind == "baseline":
             cells = [_text(""), _text(""), _text(f"{row.name} (baseline)"), _figure(row.value), *_figures(row.metrics)]

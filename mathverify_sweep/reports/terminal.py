@@ -82,12 +82,12 @@ def difference(found: Interval, first: str, second: str) -> RenderableType:
 
 
 def watch(
-    database: Database, study: str, is_over: Callable[[StatusReport], bool], console: Console, seconds: float = 0.5
+    database: Database, study: str, is_over: Callable[[StatusReport], bool], console: Console, seconds: float = 1.5
 ) -> StatusReport:
     """Show a study's progress until `is_over`; each run that ends leaves one line."""
     report = rows.status(database, study)
     told = {run.run_id for _, run in _ended(report)}
-    with Live(_progress(report), console=console, refresh_per_second=4, transient=True) as live:
+    with Live(_progress(report), console=console, refresh_per_second=2, transient=True) as live:
         while True:
             for title, run in _ended(report):
                 if run.run_id not in told:

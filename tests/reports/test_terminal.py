@@ -10,7 +10,10 @@ from rich.console import Console, RenderableType
 
 from mathverify_sweep.metrics import Interval
 from mathverify_sweep.reports import rows, terminal
-from tests.example_study import NAME, example_database, metrics
+from mathverify_sweep.reports.models import StatusReport
+from mathverify_sweep.states import RunState
+from mathverify_sweep.study.study import open_study
+from tests.example_study import NAME, Player, example_database, metrics
 
 
 def printed(renderable: RenderableType) -> str:
@@ -23,12 +26,12 @@ def printed(renderable: RenderableType) -> str:
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> rows.StatusReport:
+def report(tmp_path_factory: pytest.TempPathFactory) -> StatusReport:
     with example_database(tmp_path_factory.mktemp("terminal")) as engine:
         return rows.status(engine, NAME)
 
 
-def test_status_shows_trials_stages_and_what_runs_now(report: rows.StatusReport) -> None:
+def test_status_shows_trials_stages_and_what_runs_now(report: StatusReport) -> None:
     text = printed(terminal.status(report))
     assert "13 of 14 trials" in text
     assert "diverged" in text
@@ -38,7 +41,7 @@ def test_status_shows_trials_stages_and_what_runs_now(report: rows.StatusReport)
     assert "now: trial 12 on w0rker01@node-1 (cpu): 150 of 800 rows" in text
 
 
-def test_the_leaderboard_shows_intervals_baselines_and_settings(report: rows.StatusReport) -> None:
+def test_the_leaderboard_shows_intervals_baselines_and_settings(report: StatusReport) -> None:
     board = rows.leaderboard(report, top=2)
     best = board.rows[0].metrics
     text = printed(terminal.leaderboard(board))
@@ -55,10 +58,19 @@ def test_figures_of_one_model_and_a_difference_are_sentences_and_tables() -> Non
 
 def test_watching_tells_each_run_that_ends_once(tmp_path: Path) -> None:
     console = Console(width=80, file=StringIO(), color_system=None)
-    with example_database(tmp_path) as engine:
-        looks = iter((False, False, True))
-        seen = terminal.watch(engine, NAME, lambda _: next(looks), console, seconds=0)
-    assert seen.study == NAME
+    looks = 0
+    with example_database(tmp_path) as engine, open_study(engine, NAME) as handle:
+        player = Player(engine, handle, tmp_path / "artifacts")
+
+        def is_over(_: StatusReport) -> bool:
+            nonlocal looks
+            looks += 1
+            if looks == 1:
+                player.trial()
+            return looks == 3
+
+        seen = terminal.watch(engine, NAME, is_over, console, seconds=0)
+    assert seen.trials[13].state in (RunState.COMPLETE, RunState.PRUNED)
     text = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "ended before" not in text
+    assert text.count(f"trial 13 {seen.trials[13].state.lower()} 0.") == 1
     assert "trial 3 complete" not in text, "what had ended before is not told"
