@@ -25,6 +25,9 @@ from mathverify_sweep.study import study, views
 from mathverify_sweep.study.storage import open_storage
 from mathverify_sweep.study.study import StudyHandle, create, open_study
 
+sqlite_only = pytest.mark.parametrize("backend", ["sqlite"])
+"""For claims about Optuna, which are the same on every database."""
+
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 WORKER = WorkerIdentity("w", "host", 1, "cpu")
 LEARNING_RATE = {"learning_rate": {"low": 1e-5, "high": 1e-1, "log": True}}
@@ -103,6 +106,7 @@ def test_many_create_at_once_and_enqueue_once(engine: Engine) -> None:
     assert states(engine) == [RunState.WAITING] * 2
 
 
+@sqlite_only
 def test_a_live_study_does_not_change(engine: Engine) -> None:
     create(engine, config_of(), "f", NOW)
     with pytest.raises(StudyError, match=r"search_space\.learning_rate\.high"):
@@ -111,6 +115,7 @@ def test_a_live_study_does_not_change(engine: Engine) -> None:
         create(engine, config_of(), "other rows", NOW)
 
 
+@sqlite_only
 def test_a_study_of_somebody_else_is_left_alone(engine: Engine) -> None:
     with stock(engine) as storage:
         optuna.create_study(storage=storage, study_name="s")
@@ -128,12 +133,14 @@ def test_a_crash_in_the_middle_of_create_is_mended_by_creating_again(engine: Eng
     assert states(engine) == [RunState.WAITING]
 
 
+@sqlite_only
 def test_an_unknown_study_names_the_nearest(engine: Engine) -> None:
     create(engine, config_of(), "f", NOW)
     with pytest.raises(StudyError, match="'s'"):
         open_study(engine, "ss")
 
 
+@sqlite_only
 def test_sampler_and_pruner_come_from_the_stored_file(engine: Engine) -> None:
     with opened(engine, sampler={"type": "random"}, pruner={"type": "none"}) as handle:
         for trial in range(6):
@@ -152,6 +159,7 @@ def test_an_enqueued_setting_comes_first_and_the_sampler_completes_it(engine: En
         assert asked(handle).params.lora_r == 8
 
 
+@sqlite_only
 def test_enqueueing_what_an_axis_does_not_take_says_so(handle: StudyHandle) -> None:
     with pytest.raises(ConfigError, match=r"enqueue\.lora_r"):
         handle.enqueue({"lora_r": 8})
@@ -161,6 +169,7 @@ def test_enqueueing_what_an_axis_does_not_take_says_so(handle: StudyHandle) -> N
         handle.enqueue({"learning_rate": 0.5})
 
 
+@sqlite_only
 def test_what_other_tools_enqueue_wrongly_is_failed_and_passed_over(engine: Engine) -> None:
     with opened(engine, search_space={"lora_r": {"choices": [8, 16]}}) as handle:
         with stock(engine) as storage:
@@ -175,6 +184,7 @@ def test_workers_who_start_at_once_draw_different_points(engine: Engine) -> None
     assert len(drawn) == 4
 
 
+@sqlite_only
 def test_a_trial_number_always_draws_the_same_start_point(engine: Engine) -> None:
     with opened(engine) as handle:
         first = [asked(handle).params for _ in range(3)]
@@ -233,35 +243,31 @@ def test_a_weak_trial_is_pruned_and_the_answer_stays(engine: Engine, handle: Stu
     assert (view.state, view.value, view.intermediate) == (RunState.PRUNED, 0.6, {100: 0.6})
 
 
+@sqlite_only
 def test_a_batch_that_passes_a_rung_is_compared_at_the_rung(engine: Engine, handle: StudyHandle) -> None:
     handle.report(asked(handle).trial_number, 128, 0.8)
     assert views.trials(engine, "s")[0].intermediate == {100: 0.8}
 
 
+@sqlite_only
 def test_hyperband_prunes_within_brackets_of_a_stored_study(engine: Engine) -> None:
     pruner = {"type": "hyperband", "reduction_factor": 2}
     config = {"pruner": pruner, "data": {"train_rows": 400}, "sampler": {"type": "random"}}
     with opened(engine, **config) as handle:
         numbers = [asked(handle).trial_number for _ in range(16)]
     pruned_at: dict[int, int] = {}
-    for rung in handle.config.rungs:
-        for number in numbers:
-            # Each report from a handle of its own, as from workers of their own.
-            if number not in pruned_at and number % 4 == 0:
-                with open_study(engine, "s") as fresh:
-                    pruned = fresh.report(number, rung, -number) is Verdict.PRUNE
-            elif number not in pruned_at:
-                with open_study(engine, "s") as fresh:
-                    pruned = fresh.report(number, rung, -number) is Verdict.PRUNE
-            else:
-                continue
-            if pruned:
-                pruned_at[number] = rung
+    with open_study(engine, "s") as one, open_study(engine, "s") as other:
+        for rung in handle.config.rungs:
+            for number in [n for n in numbers if n not in pruned_at]:
+                worker = (one, other)[number % 2]
+                if worker.report(number, rung, -number) is Verdict.PRUNE:
+                    pruned_at[number] = rung
     assert len(set(pruned_at.values())) > 1, "brackets start to prune at different rungs"
     assert len(pruned_at) < 15, "not all brackets prune"
     assert 0 not in pruned_at
 
 
+@sqlite_only
 def test_the_median_pruner_compares_with_complete_trials_at_the_same_rung(engine: Engine) -> None:
     with opened(engine, pruner={"type": "median", "n_startup_trials": 2}) as handle:
         for value in (0.7, 0.8):
@@ -281,6 +287,7 @@ def test_telling_twice_keeps_what_was_told_first(engine: Engine, handle: StudyHa
     assert (view.state, view.value, view.user_attrs["run_id"]) == (RunState.COMPLETE, 0.8, "run1")
 
 
+@sqlite_only
 def test_a_trial_carries_its_metrics_and_why_it_ended(engine: Engine, handle: StudyHandle) -> None:
     figures = dict.fromkeys(Metrics.model_fields, 1) | {"accuracy": 0.9, "auc": 0.95}
     result = finished(0.9).model_copy(update={"metrics": Metrics.model_validate(figures), "rows_seen": 800})
@@ -290,6 +297,7 @@ def test_a_trial_carries_its_metrics_and_why_it_ended(engine: Engine, handle: St
     assert (attrs["end_reason"], attrs["run_id"], attrs["rows_seen"]) == ("finished", "abc", 800)
 
 
+@sqlite_only
 @pytest.mark.parametrize(
     ("reason", "state"),
     [
@@ -308,7 +316,7 @@ def test_an_ending_is_told_in_optunas_words(
     assert states(engine) == [state]
 
 
-@pytest.mark.parametrize("backend", ["sqlite"])
+@sqlite_only
 @pytest.mark.parametrize("reason", [EndReason.DIVERGED, EndReason.OUT_OF_MEMORY])
 def test_tpe_moves_away_from_where_trials_diverge_or_do_not_fit(engine: Engine, reason: EndReason) -> None:
     with opened(engine, sampler={"n_startup_trials": 8}, pruner={"type": "none"}) as handle:
@@ -319,7 +327,6 @@ def test_tpe_moves_away_from_where_trials_diverge_or_do_not_fit(engine: Engine, 
             good = finished(0.9 - 0.1 * abs(math.log10(rates[-1] / 2e-4)))
             handle.tell(trial.trial_number, ended(reason) if rates[-1] > 1e-3 else good)
     too_high = [rate > 1e-3 for rate in rates]
-    print(too_high)
     assert sum(too_high[:8]) >= 2
     assert sum(too_high[15:]) <= 2
 
@@ -376,9 +383,8 @@ def test_a_trial_that_no_run_took_is_failed_after_it_was_seen_unchanged_for_long
     assert states(engine) == [RunState.FAIL]
 
 
-def test_a_look_that_failed_starts_the_clock_again(
-    engine: Engine, handle: StudyHandle, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@sqlite_only
+def test_a_look_that_failed_starts_the_clock_again(handle: StudyHandle, monkeypatch: pytest.MonkeyPatch) -> None:
     asked(handle)
     handle.reconcile(0.0, 100.0)
 
@@ -393,7 +399,8 @@ def test_a_look_that_failed_starts_the_clock_again(
     assert handle.reconcile(200.0, 100.0) == [0]
 
 
-def test_a_person_may_say_that_nobody_runs_it(engine: Engine, handle: StudyHandle) -> None:
+@sqlite_only
+def test_a_person_may_say_that_nobody_runs_it(handle: StudyHandle) -> None:
     asked(handle)
     assert handle.reconcile(0.0, 0.0) == [0]
 
@@ -422,7 +429,7 @@ def test_optunas_own_command_and_ours_share_the_database(engine: Engine, handle:
 @pytest.mark.parametrize(
     ("objective", "direction"), [("validation_accuracy", "MAXIMIZE"), ("validation_log_loss", "MINIMIZE")]
 )
-@pytest.mark.parametrize("backend", ["sqlite"])
+@sqlite_only
 def test_the_direction_follows_the_objective(engine: Engine, objective: str, direction: str) -> None:
     create(engine, config_of(objective=objective), "f", NOW)
     with stock(engine) as storage:
