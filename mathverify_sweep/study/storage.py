@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
 
 
+_checked: set[str] = set()
+"""Databases whose version this process has checked: that loads all of Optuna's migrations, a tenth of a second."""
+
+
 def open_storage(engine: Engine) -> RDBStorage:
     """Optuna's storage in the database of `engine`, with a pool as small as ours. To be closed with `close_storage`.
 
@@ -30,10 +34,12 @@ def open_storage(engine: Engine) -> RDBStorage:
         timeout = {"connect_timeout": database.POSTGRES_CONNECT_SECONDS}
         options |= {"connect_args": timeout, "pool_size": 1, "max_overflow": 1, "pool_pre_ping": True}
     url = engine.url.render_as_string(hide_password=False)
+    known = url in _checked
     try:
-        storage = RDBStorage(url, engine_kwargs=options)
+        storage = RDBStorage(url, options, skip_compatibility_check=known, skip_table_creation=known)
     except Exception as error:  # noqa: BLE001 - the driver's, SQLAlchemy's and Optuna's errors, which share no root
         raise _storage_error(engine, error) from None
+    _checked.add(url)
     database.prepare_sqlite(storage.engine)
     return storage
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import optuna
-from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
 from mathverify_sweep.errors import StudyError
@@ -45,6 +44,8 @@ def parameter_importances(engine: Engine, name: str) -> dict[str, float]:
 
     Empty when it cannot be told: few complete trials, or all of one value. Leaves out axes that not every trial has.
     """
+    from optuna.importance import FanovaImportanceEvaluator, get_param_importances  # brings scikit-learn, seconds
+
     complete = [t for t in _study_trials(engine, name) if t.state is TrialState.COMPLETE]
     if len(complete) < MIN_TRIALS or len({trial.value for trial in complete}) == 1:
         return {}
