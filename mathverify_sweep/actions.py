@@ -9,7 +9,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from mathverify_sweep import metrics, sweep_file
 from mathverify_sweep.config import SweepConfig
 from mathverify_sweep.data import baselines, dataset, injected
+from mathverify_sweep.data.write import write
 from mathverify_sweep.errors import ConfigError, DataError, StudyError
 from mathverify_sweep.metrics import Interval
 from mathverify_sweep.reports.checked import load_data
@@ -87,12 +88,9 @@ def enqueue(study: StudyHandle, settings: Sequence[str], table: Path | None) -> 
 
 
 def build_rows(source: Path, target: Path, wrong_share: float, seed: int) -> int:
-    """Write labelled rows made from correct solutions, as JSONL. How many."""
+    """Write labelled rows made from correct solutions, as parquet, CSV or JSONL. How many."""
     rows = injected.build(injected.read_worked(str(source)), seed, wrong_share)
-    text = "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
-    whole = target.with_name(target.name + ".part")
-    whole.write_text(text, encoding="utf-8")
-    whole.replace(target)
+    write(rows, target)
     return len(rows)
 
 

@@ -81,7 +81,7 @@ def check(file: SweepFile, overrides: Overrides = None, form: As = Format.table)
     from mathverify_sweep import sweep_file
     from mathverify_sweep.reports import checked
 
-    found = checked.check(sweep_file.require(file, overrides or ()))
+    found = checked.check(sweep_file.require(file, overrides or ()), sweep_file.read_as(file))
     _print(form, checked.rendered(found), found)
 
 
@@ -125,7 +125,7 @@ def worker(
     from mathverify_sweep.worker import devices
     from mathverify_sweep.worker.loop import Worker, WorkerOptions
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname).1s %(message)s", datefmt="%H:%M:%S")
+    _log_to_stderr()
     database = _database(storage)
     if study not in studies.names(database) and (config := sweep_file.find(study)) is not None:
         actions.create(database, config)
@@ -325,8 +325,8 @@ def dashboard(
 
 @data_app.command("build")
 def data_build(
-    source: Annotated[Path, typer.Argument(help="JSONL with question and answer, as GSM8K has them.")],
-    target: Annotated[Path, typer.Argument(help="JSONL to write.")],
+    source: Annotated[Path, typer.Argument(help="Correct solutions as GSM8K has them: question and answer.")],
+    target: Annotated[Path, typer.Argument(help="File to write: .parquet, .csv or .jsonl.")],
     wrong_share: Annotated[float, typer.Option(help="Share of rows that get an error.", min=0, max=1)] = 0.6,
     seed: Annotated[int, typer.Option(help="Seed of what is changed.", min=0)] = 0,
 ) -> None:
@@ -359,6 +359,12 @@ def _options(
     ] = False,
 ) -> None:
     pass
+
+
+def _log_to_stderr() -> None:
+    """Our own lines from INFO on, other people's from WARNING on."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname).1s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("mathverify_sweep").setLevel(logging.INFO)
 
 
 def _print(form: Format, table: RenderableType, found: object) -> None:

@@ -6,9 +6,10 @@ A file states only what differs from the defaults below. Knows no SQL, no Optuna
 from __future__ import annotations
 
 from datetime import datetime
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PrivateAttr
+from pydantic import BeforeValidator, Field
 
 from mathverify_sweep import search_space
 from mathverify_sweep.search_space import SearchSpace
@@ -131,14 +132,10 @@ class SweepConfig(Frozen):
     )
     tracking: TrackingConfig = Field(default_factory=lambda: TrackingConfig(), description="Weights & Biases")
 
-    _space: SearchSpace | None = PrivateAttr(None)
-
-    @property
+    @cached_property
     def space(self) -> SearchSpace:
         """The parsed search space."""
-        if self._space is None:
-            self._space = search_space.parse(self.search_space)[0]
-        return self._space
+        return search_space.parse(self.search_space)[0]
 
     @property
     def trials(self) -> int:

@@ -76,6 +76,10 @@ class SearchSpace:
     axes: tuple[Axis, ...]
     fixed: Mapping[str, Value]
 
+    def values_of(self, name: str) -> tuple[Value, ...]:
+        """The values that a run may have on an axis of words: its choices, its fixed value, or its default."""
+        return _values_of(name, {axis.name: axis for axis in self.axes}, self.fixed)
+
     def params(self, sampled: Mapping[str, Value]) -> TrainParams:
         """The parameters of a run: sampled over fixed over defaults."""
         return TrainParams.model_validate({**self.fixed, **sampled})

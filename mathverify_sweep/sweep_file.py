@@ -17,9 +17,12 @@ from pydantic import BaseModel, ValidationError
 
 from mathverify_sweep import paths, search_space, wandb_sweep
 from mathverify_sweep.config import DataConfig, SweepConfig
+from mathverify_sweep.data import prompts
 from mathverify_sweep.errors import ConfigError
 from mathverify_sweep.search_space import SearchSpace
 from mathverify_sweep.specs import TrainParams
+
+YAML = (".yaml", ".yml")
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> SweepConfig:
@@ -36,16 +39,16 @@ def load(path: Path, overrides: Sequence[str] = ()) -> SweepConfig:
     return validate(raw, str(path), path.parent)
 
 
-def read_as(path: Path) -> tuple[str, ...]:
+def read_as(name: str | Path) -> tuple[str, ...]:
     """What each key of a W&B sweep file is read as, a line each; none for a sweep file of ours. Raises ConfigError."""
-    raw = read_yaml(path)
-    return tuple(wandb_sweep.read(raw, str(path))[1]) if wandb_sweep.looks_like(raw) else ()
+    raw = read_yaml(Path(name)) if Path(name).suffix in YAML else {}
+    return tuple(wandb_sweep.read(raw, str(name))[1]) if wandb_sweep.looks_like(raw) else ()
 
 
 def find(name: str, overrides: Sequence[str] = ()) -> SweepConfig | None:
     """The sweep file at a path, or one that ships with the package by its name; None when `name` is neither."""
     path = Path(name)
-    if path.suffix in (".yaml", ".yml"):
+    if path.suffix in YAML:
         return load(path, overrides)
     shipped = paths.sweeps_folder() / f"{name}.yaml"
     return load(shipped, overrides) if shipped.is_file() else None
@@ -78,8 +81,9 @@ def validate(raw: Mapping[str, Any], where: str, folder: Path) -> SweepConfig:
     config = _parsed(raw, problems)
     if config is not None:
         problems += _across_sections(config)
-        prompts = _texts(config.prompts, folder, problems)
-        config = config.model_copy(update={"prompts": prompts, "data": _from_folder(config.data, folder)})
+        texts = _texts(config.prompts, folder, problems)
+        problems += _template_problems(config.space, texts)
+        config = config.model_copy(update={"prompts": texts, "data": _from_folder(config.data, folder)})
     if problems or config is None:
         raise ConfigError(where, list(dict.fromkeys(problems)))
     return config
@@ -268,6 +272,15 @@ def _texts(prompts: Mapping[str, str], folder: Path, problems: list[str]) -> dic
                 f"prompts.{name}: must be a template with {{question}}, or a file beside the sweep file: {error}"
             )
     return texts
+
+
+def _template_problems(space: SearchSpace, texts: Mapping[str, str]) -> list[str]:
+    problems = [f"prompts.{problem}" for name, text in texts.items() for problem in prompts.problems(name, text)]
+    known = (*prompts.TEMPLATES, *texts)
+    for name in space.values_of("prompt_template"):
+        if name not in known:
+            problems.append(f"search_space.prompt_template: no template {name!r}. {nearest(str(name), known)}")
+    return problems
 
 
 def _from_folder(data: DataConfig, folder: Path) -> DataConfig:

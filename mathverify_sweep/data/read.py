@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from mathverify_sweep.data.rows import Table
-from mathverify_sweep.errors import DataError
+from mathverify_sweep.errors import DataError, HubUnreachable
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -113,6 +113,9 @@ def _hub(name: str, revision: str | None) -> Table:
     with _quiet():
         try:
             there = datasets.load_dataset(name, revision=revision)
+        except ConnectionError as error:
+            reason = str(error).splitlines()[0]
+            raise HubUnreachable(f"{name}: the hub does not answer from here: {reason}") from error
         except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise DataError(
