@@ -124,7 +124,7 @@ def _resolve(spec: BaseModelSpec) -> str:
 
 def _load_tokenizer(spec: BaseModelSpec, where: str) -> PreTrainedTokenizerBase:
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(where, revision=_revision(spec))
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(where, **_trusted(spec))
     # transformers and tokenizers raise all of these for a folder or a hub name without a readable tokenizer
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(
@@ -138,18 +138,18 @@ def _load_tokenizer(spec: BaseModelSpec, where: str) -> PreTrainedTokenizerBase:
 
 def _load_model(spec: BaseModelSpec, where: str, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
     try:
-        config = AutoConfig.from_pretrained(where, revision=_revision(spec))
+        config = AutoConfig.from_pretrained(where, **_trusted(spec))
         # PyTorch's attention has no soft cap on its scores (Gemma 2 has one) and would leave it out without a word.
         capped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             where,
-            revision=_revision(spec),
             config=config,
             dtype=dtype,
             quantization_config=_quantization(spec, dtype),
             device_map={"": "cpu" if device.type == "cpu" else device.index or 0},
             attn_implementation="eager" if capped else "sdpa",
             use_safetensors=True,
+            **_trusted(spec),
         )
     # what transformers raises for missing files, an unknown architecture, or no safetensors
     except (OSError, ValueError, KeyError) as error:
@@ -160,8 +160,9 @@ def _load_model(spec: BaseModelSpec, where: str, device: torch.device, dtype: to
     return model
 
 
-def _revision(spec: BaseModelSpec) -> str:
-    return spec.revision or "main"
+def _trusted(spec: BaseModelSpec) -> dict[str, Any]:
+    """Which revision, and no code of its author's: left unsaid, transformers asks for it on the terminal."""
+    return {"revision": spec.revision or "main", "trust_remote_code": False}
 
 
 def _quantization(spec: BaseModelSpec, compute_dtype: torch.dtype) -> BitsAndBytesConfig | None:

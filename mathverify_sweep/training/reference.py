@@ -78,7 +78,9 @@ class ReferenceEngine:
             ending = course.finished(judged, odds, adapter_folder(folder).name)
         except TrainingEnded as ended:
             ending = course.ended(ended.reason, str(ended))
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
             ending = course.ended(EndReason.OUT_OF_MEMORY, f"{epoch.micro_batch_tokens} tokens at once: {error}")
         seconds = time.monotonic() - began
         resources = {"train_seconds": seconds - course.eval_seconds, "peak_memory_bytes": _peak_memory(self.device)}
@@ -248,6 +250,12 @@ def _require_positions(loaded: BaseModel, encoded: Encoded) -> None:
             f"max_length must leave rows of at most the base model's {most} positions, and some at all: "
             f"{len(encoded.rows)} rows fit, the longest has {longest}. Change max_length"
         )
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """PyTorch's own class for it, and the words of CUDA, cuBLAS and the CPU's allocator."""
+    words = ("out of memory", "ALLOC_FAILED", "can't allocate memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
 
 
 def _reset_peak_memory(device: torch.device) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -81,6 +82,19 @@ def test_pickled_weights_are_never_read(place: Place, tmp_path: Path) -> None:
     torch.save(load_file(tmp_path / "model.safetensors"), tmp_path / "pytorch_model.bin")
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(ModelError, match="safetensors"):
+        base.load(BaseModelSpec(name=str(tmp_path)), CPU)
+
+
+def test_a_models_own_code_is_never_run(place: Place, tmp_path: Path) -> None:
+    shutil.copytree(place.base, tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {
+        "model_type": "homemade",
+        "auto_map": {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "code.py").write_text("raise SystemExit('this must not run')")
+    with pytest.raises(ModelError, match="contains custom code"):
         base.load(BaseModelSpec(name=str(tmp_path)), CPU)
 
 

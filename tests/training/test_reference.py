@@ -150,6 +150,18 @@ def test_an_int8_base_learns(place: Place, engine: ReferenceEngine, tmp_path: Pa
     assert recorder.losses[-1] < 0.8 * recorder.losses[0]
 
 
+@pytest.mark.parametrize("params", [{}, {"prompt_loss_weight": 0.1}], ids=["verdicts", "prompts too"])
+def test_a_bfloat16_run_is_near_the_float32_run(
+    place: Place, engine: ReferenceEngine, tmp_path: Path, params: dict[str, Any]
+) -> None:
+    exact, rounded = Recorder(), Recorder()
+    params = {"learning_rate": 3e-3, **params}
+    engine.run(place.spec(params=params), tmp_path, exact)
+    engine.run(place.spec(params=params, base_model={"compute_dtype": "bfloat16"}), tmp_path, rounded)
+    assert rounded.losses == pytest.approx(exact.losses, rel=0.02)
+    assert all(weights.dtype is torch.float32 for weights in adapter_of(tmp_path).values())
+
+
 def test_a_quantised_base_does_not_round_the_adapter(place: Place, engine: ReferenceEngine, tmp_path: Path) -> None:
     spec = place.spec(params={"learning_rate": 1e-30}, quantization="nf4")
     start = start_adapter(engine, spec, tmp_path / "start")
@@ -248,24 +260,32 @@ class Breaking(Recorder):
         raise self.error
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
 def test_out_of_memory_is_a_result_and_the_engine_goes_on(
-    place: Place, engine: ReferenceEngine, tmp_path: Path
+    place: Place, engine: ReferenceEngine, tmp_path: Path, error: RuntimeError
 ) -> None:
-    spec = place.spec(rungs=(16,), micro_batch_tokens=256)
-    result = engine.run(spec, tmp_path, Breaking(torch.OutOfMemoryError("CUDA out of memory")))
+    spec = place.spec(rungs=(16,), micro_batch_tokens=256, train_rows=24)
+    result = engine.run(spec, tmp_path, Breaking(error))
     assert result.end_reason is EndReason.OUT_OF_MEMORY
     assert result.micro_batch_tokens == 256
     assert "256 tokens at once" in result.message
     assert engine.run(spec, tmp_path, Recorder()).end_reason is EndReason.FINISHED
 
 
+@pytest.mark.parametrize("error", [ZeroDivisionError(), RuntimeError("shapes do not match")])
 def test_any_other_error_is_raised_and_the_engine_goes_on(
-    place: Place, engine: ReferenceEngine, tmp_path: Path
+    place: Place, engine: ReferenceEngine, tmp_path: Path, error: Exception
 ) -> None:
     spec = place.spec(rungs=(16,))
     before = engine.score(spec, None, "validation")
-    with pytest.raises(ZeroDivisionError):
-        engine.run(spec, tmp_path, Breaking(ZeroDivisionError()))
+    with pytest.raises(type(error)):
+        engine.run(spec, tmp_path, Breaking(error))
     assert engine.score(spec, None, "validation") == before
 
 
