@@ -1,8 +1,10 @@
 """Makes the tiny base model of the quickstart, from nothing: `python scripts/pretrain_tiny.py`
 
-Writes config, weights and tokenizer into the package. Reads scripts/pretraining_text.py, and no other data. Two minutes on a recent GPU;
-hours on a CPU, where `--steps 200` shows that it works. Needs torch and transformers; does not quantise, and fine-tunes nothing.
+Writes config, weights and tokenizer into the package. Reads scripts/pretraining_text.py, and no other data. A minute
+on a recent GPU, hours on a CPU, where `--steps 20` shows that it works. Does not quantise, and fine-tunes nothing.
 """
+
+from __future__ import annotations
 
 import argparse
 import itertools
@@ -27,7 +29,7 @@ from pretraining_text import documents  # noqa: E402
 from mathverify_sweep.data.synthetic import generate  # noqa: E402
 
 HIDDEN, LAYERS, FEED_FORWARD, HEADS = 128, 5, 256, 4
-"""Multiples of 64, because NF4 packs blocks of 64 weights. With four layers, the same fine-tunes often learned nothing."""
+"""Multiples of 64, because NF4 packs blocks of 64 weights. With four layers most fine-tunes learned nothing."""
 
 LENGTH = 64
 """Tokens of a training line: one document, cut or padded."""
@@ -38,6 +40,7 @@ LEARNING_RATE, WEIGHT_DECAY = 3e-3, 0.05
 SEED = 0
 
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
+PAD_ID, BOS_ID, EOS_ID = 0, 1, 2
 NUMBERS = range(201)
 PROMPT_WORDS = "Question: x\nSolution: x\nAnswer: x\nVerdict: True False"
 
@@ -47,7 +50,7 @@ def main() -> None:
     started = time.monotonic()
     tokenizer = build_tokenizer()
     lines = torch.from_numpy(read_documents(tokenizer))
-    print(f"{len(lines):,} documents, {tokenizer.get_vocab_size()} tokens, after {time.monotonic() - started:.0f} s", flush=True)
+    print(f"{len(lines):,} documents after {time.monotonic() - started:.0f} s", flush=True)
     model = pretrain(new_model(tokenizer.get_vocab_size()), lines, options.steps, started)
     model.save_pretrained(options.out)
     wrapped(tokenizer).save_pretrained(options.out)
@@ -62,7 +65,7 @@ def parse_options() -> argparse.Namespace:
 
 
 def build_tokenizer() -> Tokenizer:
-    """A token for each word of the generator, with the space before it, and for each number up to 200; bytes for all else."""
+    """A token for each word of the stories and each number up to 200, with the space before it; bytes for all else."""
     split = pre_tokenizers.Split(Regex(r"\n\p{L}+| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]|\s+"), "isolated")
     in_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     splitter = pre_tokenizers.Sequence([split, in_bytes])
@@ -77,23 +80,32 @@ def build_tokenizer() -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([PAD, BOS, EOS])
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, vocabulary[BOS])]
+        single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, BOS_ID)]
     )
     return tokenizer
 
 
 def wrapped(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token=PAD, bos_token=BOS, eos_token=EOS, model_max_length=512, clean_up_tokenization_spaces=False
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        bos_token=BOS,
+        eos_token=EOS,
+        model_max_length=512,
+        clean_up_tokenization_spaces=False,
     )
 
 
 def read_documents(tokenizer: Tokenizer) -> NDArray[np.int16]:
-    """Shape (DOCUMENTS, LENGTH + 1), padded with 0. The same whatever the number of processes."""
+    """Shape (DOCUMENTS, LENGTH + 1), padded with PAD_ID. The same whatever the number of processes."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes below are the parallelism
     seeds = range(SEED + 1, SEED + 1 + DOCUMENTS // PER_SEED)
     with multiprocessing.Pool(initializer=start_reader, initargs=(tokenizer.to_str(),)) as pool:
         return np.concatenate(pool.map(encoded_documents, seeds, chunksize=1))
+
+
+reader: Tokenizer
+"""The tokenizer of a reading process, which is given it once."""
 
 
 def start_reader(tokenizer: str) -> None:
@@ -103,8 +115,9 @@ def start_reader(tokenizer: str) -> None:
 
 def encoded_documents(seed: int) -> NDArray[np.int16]:
     lines = np.zeros((PER_SEED, LENGTH + 1), np.int16)
-    for line, encoding in zip(lines, reader.encode_batch(list(itertools.islice(documents(seed), PER_SEED))), strict=True):
-        ids = [*encoding.ids, reader.token_to_id(EOS)][: LENGTH + 1]
+    texts = list(itertools.islice(documents(seed), PER_SEED))
+    for line, encoding in zip(lines, reader.encode_batch(texts), strict=True):
+        ids = [*encoding.ids, EOS_ID][: LENGTH + 1]
         line[: len(ids)] = ids
     return lines
 
@@ -121,9 +134,9 @@ def new_model(vocabulary: int) -> LlamaForCausalLM:
             num_key_value_heads=HEADS,
             max_position_embeddings=512,
             tie_word_embeddings=True,
-            pad_token_id=0,
-            bos_token_id=1,
-            eos_token_id=2,
+            pad_token_id=PAD_ID,
+            bos_token_id=BOS_ID,
+            eos_token_id=EOS_ID,
         )
     )
 
@@ -131,22 +144,26 @@ def new_model(vocabulary: int) -> LlamaForCausalLM:
 def pretrain(model: LlamaForCausalLM, lines: torch.Tensor, steps: int, started: float) -> LlamaForCausalLM:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_float32_matmul_precision("high")
-    model.to(device)
+    model.to(device)  # type: ignore[arg-type]
     lines = lines.to(device)
     chance = torch.Generator(device).manual_seed(SEED)
-    optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, betas=(0.9, 0.95), weight_decay=WEIGHT_DECAY, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1, (step + 1) / WARMUP) * (1 - step / steps))
+    optimizer = torch.optim.AdamW(
+        model.parameters(), LEARNING_RATE, betas=(0.9, 0.95), weight_decay=WEIGHT_DECAY, fused=True
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1, (step + 1) / WARMUP) * (1 - step / steps)
+    )
 
     def loss_of(batch: torch.Tensor) -> torch.Tensor:
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
             logits = model(input_ids=batch[:, :-1]).logits
-        return functional.cross_entropy(logits.float().flatten(0, 1), batch[:, 1:].flatten(), ignore_index=0)
+        return functional.cross_entropy(logits.float().flatten(0, 1), batch[:, 1:].flatten(), ignore_index=PAD_ID)
 
     loss_of = torch.compile(loss_of) if device == "cuda" else loss_of
     for step in range(steps):
         chosen = torch.randint(len(lines), (BATCH,), device=device, generator=chance)
         loss = loss_of(lines[chosen].long())
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()

@@ -1,13 +1,17 @@
-"""What the tiny base model reads before anyone fine-tunes it: sums, stories, and single sums judged in a notation of their own.
+"""What the tiny base model reads before anyone fine-tunes it: sums, stories, and single sums judged in braces.
 
-It never reads the task: no worked solution is ever called right or wrong, and neither the headings of the prompt nor its verdicts follow one.
+It never reads the task: no worked solution is ever called right or wrong, the prompt's headings do not occur, and the
+words True and False are only ever copied.
 """
+
+from __future__ import annotations
 
 import operator
 import random
 from collections.abc import Callable, Iterator
 
-from mathverify_sweep.data.synthetic import LARGEST, SMALLEST, Row, stream
+from mathverify_sweep.data.rows import Row
+from mathverify_sweep.data.synthetic import LARGEST, SMALLEST, stream
 
 Equation = tuple[int, str, int, int]  # left, operation, right, result
 Kind = Callable[[random.Random, Iterator[Row]], str]
@@ -52,7 +56,7 @@ def judged_step(rng: random.Random, solved: Iterator[Row]) -> str:
     return f"{before} {row.question}{between}{so_far} {judged(rng, [equation], fits)}"
 
 
-def judged_sums(rng: random.Random, solved: Iterator[Row]) -> str:
+def judged_sums(rng: random.Random, _: Iterator[Row]) -> str:
     """Lists of sums without a story, in braces; at most one sum of a list is wrong."""
     lists = []
     for count in rng.choice(((1, 4), (2, 3), (3, 2), (4, 1), (1, 2, 2))):
@@ -67,12 +71,12 @@ def judged_sums(rng: random.Random, solved: Iterator[Row]) -> str:
     return " ".join(lists)
 
 
-def plain_sums(rng: random.Random, solved: Iterator[Row]) -> str:
+def plain_sums(rng: random.Random, _: Iterator[Row]) -> str:
     sign = rng.choice(("=", "makes"))
-    return " ".join([written(sum_of(rng), sign) for _ in range(7)])
+    return " ".join([written(sum_of(rng), sign) for _sum in range(7)])
 
 
-def copied_words(rng: random.Random, solved: Iterator[Row]) -> str:
+def copied_words(rng: random.Random, _: Iterator[Row]) -> str:
     """Words to be copied; the two verdict words are among them, so that they are words and not noise."""
     words = rng.choices(("True", "False", *rng.sample(WORDS, 6)), k=8)
     return " ".join(words) + " : " + " ".join(words)
@@ -96,7 +100,12 @@ SPOKEN = {"+": "plus", "-": "minus", "*": "times", "/": "over"}
 CALCULATE = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.floordiv}
 OPPOSITE = {"+": "-", "-": "+", "*": "/", "/": "*"}
 SLIPS = (-20, -10, -5, -4, -3, -2, -1, 1, 2, 3, 4, 5, 10, 20)
-WORDS = "apples cakes coins stamps books maps fish shells hens ducks roses seeds balls kites".split()
+# fmt: off
+WORDS = (
+    "apples", "cakes", "coins", "stamps", "books", "maps", "fish", "shells", "hens", "ducks", "roses", "seeds", "balls",
+    "kites",
+)
+# fmt: on
 
 
 def judged(rng: random.Random, equations: list[Equation], fits: bool) -> str:
@@ -129,27 +138,34 @@ def another_word(rng: random.Random, word: str, numbers: list[int]) -> str:
 
 def another_step(rng: random.Random, equations: list[Equation], at: int, numbers: list[int]) -> Equation:
     """A step that does not belong here: a wrong result, or another step reckoned rightly."""
-    left, sign, number, _ = equations[at]
     while True:
         change = rng.choices(("result", "sign", "number", "left", "step"), (40, 20, 20, 5, 15))[0]
         if change == "result":
             return with_wrong_result(rng, equations[at])
-        elif change == "sign":
-            new = (left, OPPOSITE[sign], number)
-        elif change == "number":
-            new = (left, sign, rng.choice(numbers) if rng.random() < 0.8 else number + rng.choice((-2, -1, 1, 2)))
-        elif change == "left":
-            new = (rng.choice(equations)[0], sign, number)
-        else:
-            new = (left, *rng.choice(equations)[1:3]) if rng.random() < 0.5 else (left, rng.choice("+-"), rng.choice(numbers))
+        new = changed(rng, change, equations, at, numbers)
         equation = reckoned(*new)
         if equation and new != equations[at][:3]:
             return equation
 
 
+def changed(
+    rng: random.Random, change: str, equations: list[Equation], at: int, numbers: list[int]
+) -> tuple[int, str, int]:
+    left, sign, number, _ = equations[at]
+    if change == "sign":
+        return left, OPPOSITE[sign], number
+    if change == "number":
+        return left, sign, rng.choice(numbers) if rng.random() < 0.8 else number + rng.choice((-2, -1, 1, 2))
+    if change == "left":
+        return rng.choice(equations)[0], sign, number
+    if rng.random() < 0.5:
+        return left, *rng.choice(equations)[1:3]
+    return left, rng.choice("+-"), rng.choice(numbers)
+
+
 def with_wrong_result(rng: random.Random, equation: Equation) -> Equation:
-    *rest, result = equation
-    return (*rest, rng.choice([result + slip for slip in SLIPS if SMALLEST <= result + slip <= LARGEST]))
+    left, sign, number, result = equation
+    return left, sign, number, rng.choice([result + slip for slip in SLIPS if SMALLEST <= result + slip <= LARGEST])
 
 
 def sum_of(rng: random.Random, left: int | None = None) -> Equation:
@@ -162,7 +178,7 @@ def sum_of(rng: random.Random, left: int | None = None) -> Equation:
 
 def reckoned(left: int, sign: str, number: int) -> Equation | None:
     """This sum with its result, or None where that leaves the range or is no whole number."""
-    if number < 2 or sign == "/" and left % number:
+    if number < 2 or (sign == "/" and left % number):
         return None
     result = CALCULATE[sign](left, number)
     return (left, sign, number, result) if SMALLEST <= result <= LARGEST else None

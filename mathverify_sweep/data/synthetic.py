@@ -2,10 +2,13 @@
 
 The same `seed` always tells the same stories in the same order, and tells no story twice.
 
-Nothing on the surface tells right from wrong. Behind each row stand two calculations that differ in one place; both stay within 1-99 and
-either could have been the right one. Only then is it drawn whether the row shows the right one. So operations, lengths, numbers and
-answers are spread alike over both classes, and nobody can judge a row without doing its sums.
+Nothing on the surface tells right from wrong. Behind each row stand two calculations that differ in one place; both
+stay within 1-99 and either could have been the right one. Only then is it drawn whether the row shows the right one.
+So operations, lengths, numbers and answers are spread alike over both classes, and nobody can judge a row without
+doing its sums.
 """
+
+from __future__ import annotations
 
 import random
 from collections.abc import Iterator
@@ -13,21 +16,13 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TypeAlias
 
+from mathverify_sweep.data.rows import Row
+
 SMALLEST, LARGEST = 1, 99
 """Every number of a story and of its solution lies in this range."""
 
 LABELS_OF_FIVE = (True, True, False, False, False)
 """60 % of the rows are incorrect, so answering False to all of them scores 0.60."""
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One story, a worked solution, the answer that the solution arrives at, and whether both are right."""
-
-    question: str
-    answer: str
-    solution: str
-    is_correct: bool
 
 
 def generate(rows: int, seed: int) -> list[Row]:
@@ -48,7 +43,7 @@ def stream(seed: int) -> Iterator[Row]:
             yield row
 
 
-# --- What happens, and what goes wrong -----------------------------------------------------------------------------------------------
+# What happens, and what goes wrong
 
 _Step: TypeAlias = tuple[str, int]
 _Equation: TypeAlias = tuple[int, str, int, int]  # left, operation, right, result
@@ -56,7 +51,7 @@ _Equation: TypeAlias = tuple[int, str, int, int]  # left, operation, right, resu
 
 @dataclass(frozen=True, slots=True)
 class _Plot:
-    """What happens in a story. The bystander is a number that is mentioned, before step `bystander_at`, but plays no part."""
+    """What happens in a story. The bystander is a number that is told before step `bystander_at` but plays no part."""
 
     start: int
     steps: tuple[_Step, ...]
@@ -111,7 +106,7 @@ def _forgotten_result(rng: random.Random) -> _Mistaken:
 
 
 def _wrong_length(rng: random.Random) -> _Mistaken:
-    """A step is skipped, or a bystander is taken for a step: as often, so that the number of equations tells nothing."""
+    """A step is skipped, or a bystander is taken for one: as often, so that the number of equations tells nothing."""
     longer = _draw_plot(rng, (3, 4), bystanders=0.0)
     at = rng.randrange(len(longer.steps))
     shorter = longer.steps[:at] + longer.steps[at + 1 :]
@@ -121,12 +116,12 @@ def _wrong_length(rng: random.Random) -> _Mistaken:
 
 
 _MISTAKES = (_wrong_sum, _wrong_operation, _wrong_quantity, _forgotten_result, _wrong_length)
-_MISTAKE_WEIGHTS = (50, 20, 15, 5, 10)
+_MISTAKE_WEIGHTS = (65, 14, 11, 3, 7)
 _SLIPS = (-10, -3, -2, -1, 1, 2, 3, 10)
 _OPPOSITE = {"+": "-", "-": "+", "*": "/", "/": "*"}
 _NUMBERS = {"+": range(2, 21), "-": range(2, 21), "*": range(2, 5), "/": range(2, 5)}
 _SIGNS = "+++---*/"
-_COUNT_WEIGHTS = {2: 55, 3: 38, 4: 7}
+_COUNT_WEIGHTS = {2: 70, 3: 26, 4: 4}
 _STARTS = range(5, 61)
 
 
@@ -138,7 +133,7 @@ def _draw_plot(rng: random.Random, step_counts: tuple[int, ...], bystanders: flo
 
 
 def _replaced(steps: tuple[_Step, ...], at: int, step: _Step) -> tuple[_Step, ...]:
-    return steps[:at] + (step,) + steps[at + 1 :]
+    return (*steps[:at], step, *steps[at + 1 :])
 
 
 def _work_out(
@@ -162,7 +157,7 @@ def _work_out(
 _CALCULATE = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__, "/": int.__floordiv__}
 
 
-# --- How it is told ------------------------------------------------------------------------------------------------------------------
+# How it is told
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,6 +251,14 @@ _SETTINGS = (
         ("{they} loses {n}.", "{they} breaks {n}.", "{n} roll away.", "A brother takes {n}."),
     ),
 )
-_WOMEN = "Ada Amy Anna Cleo Dana Ella Emma Eva Ida Jane Kate Lena Lily Mia Nina Olga Rosa Sara Tina Zoe".split()
-_MEN = "Abe Adam Alan Ben Carl Dan Eli Finn Gus Hugo Ian Jack Leo Max Noah Omar Paul Sam Tom Will".split()
-_PEOPLE = tuple([(name, "She") for name in _WOMEN] + [(name, "He") for name in _MEN])
+# fmt: off
+_WOMEN = (
+    "Ada", "Amy", "Anna", "Cleo", "Dana", "Ella", "Emma", "Eva", "Ida", "Jane",
+    "Kate", "Lena", "Lily", "Mia", "Nina", "Olga", "Rosa", "Sara", "Tina", "Zoe",
+)
+_MEN = (
+    "Abe", "Adam", "Alan", "Ben", "Carl", "Dan", "Eli", "Finn", "Gus", "Hugo",
+    "Ian", "Jack", "Leo", "Max", "Noah", "Omar", "Paul", "Sam", "Tom", "Will",
+)
+# fmt: on
+_PEOPLE = (*((name, "She") for name in _WOMEN), *((name, "He") for name in _MEN))
