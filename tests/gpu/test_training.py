@@ -60,9 +60,8 @@ def test_float32_on_a_gpu_is_float32_on_a_cpu(
     ours, reference = Recorder(), Recorder()
     there = engine.run(spec, tmp_path / "gpu", ours)
     here = ReferenceEngine("cpu").run(spec, tmp_path / "cpu", reference)
-    # the first step only: the two devices draw other adapters from one seed
-    assert ours.losses[0] == pytest.approx(reference.losses[0], abs=1e-4)
-    assert len(there.log_odds) == len(here.log_odds)
+    assert ours.losses == pytest.approx(reference.losses, abs=1e-3)
+    assert there.log_odds == pytest.approx(here.log_odds, abs=1e-2)
 
 
 @pytest.mark.parametrize("params", [{}, {"prompt_loss_weight": 0.3}], ids=["verdicts", "prompts too"])
