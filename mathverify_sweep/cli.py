@@ -141,7 +141,7 @@ def run(
     file: SweepFile,
     storage: Storage = DEFAULT_STORAGE,
     output: Output = paths.DEFAULT_OUTPUT,
-    workers: Annotated[int, typer.Option(help="Worker processes on this machine.", min=1)] = 1,
+    workers: Annotated[int, typer.Option(help="Worker processes on this machine, GPUs dealt in turn.", min=1)] = 1,
     device: Annotated[str | None, typer.Option(help="`cpu` or `cuda`; without it GPUs if there are any.")] = None,
     overrides: Overrides = None,
 ) -> None:

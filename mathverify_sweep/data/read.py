@@ -115,7 +115,9 @@ def _hub(name: str, revision: str | None) -> Table:
             there = datasets.load_dataset(name, revision=revision)
         except ConnectionError as error:
             reason = str(error).splitlines()[0]
-            raise HubUnreachable(f"{name}: the hub does not answer from here: {reason}") from error
+            raise HubUnreachable(
+                f"{name}: no such file here, and the hub does not answer: {reason}. Check data.source and the network"
+            ) from error
         except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise DataError(

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from mathverify_sweep import paths
 from mathverify_sweep.errors import StudyError
+from mathverify_sweep.worker import devices
 
 _PR_SET_PDEATHSIG = 1
 _LOG_TAIL_LINES = 12
@@ -51,16 +52,19 @@ def workers(job: Job) -> Iterator[LocalWorkers]:
     """Workers that live as long as the block. Afterwards, and when this process dies, they hand back what they hold."""
     logs = tuple(paths.worker_log(job.output, job.study, number) for number in range(job.workers))
     paths.study_folder(job.output, job.study).mkdir(parents=True, exist_ok=True)
-    processes = tuple(_start(job, log) for log in logs)
+    gpus = [] if job.device == "cpu" else devices.gpu_names()
+    processes = tuple(_start(job, log, number % len(gpus) if gpus else None) for number, log in enumerate(logs))
     try:
         yield LocalWorkers(processes, logs)
     finally:
         _end(processes)
 
 
-def _start(job: Job, log: Path) -> subprocess.Popen[bytes]:
+def _start(job: Job, log: Path, gpu: int | None) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "mathverify_sweep", "worker", job.study, "--output", str(job.output)]
-    if job.device:
+    if gpu is not None:
+        command += ["--gpu", str(gpu)]
+    elif job.device:
         command += ["--device", job.device]
     threads = max(1, (os.cpu_count() or 1) // job.workers)
     # The URL may hold a password: in the environment it is not in the list of processes.

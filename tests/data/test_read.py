@@ -149,8 +149,8 @@ def test_a_hub_data_set_out_of_reach_says_what_to_check(tmp_path: Path) -> None:
     code = "from mathverify_sweep.data import read; read.read('ad6398/nyu-dl-teach-maths-comp')"
     env = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
-    assert "DataError: ad6398/nyu-dl-teach-maths-comp: no such file here, and the hub data set" in done.stderr
-    assert "Check data.source and data.revision" in done.stderr
+    assert "HubUnreachable: ad6398/nyu-dl-teach-maths-comp: no such file here, and the hub does" in done.stderr
+    assert "Check data.source and the network" in done.stderr
 
 
 def test_writing_to_an_unknown_suffix_or_an_impossible_place_is_refused(tmp_path: Path) -> None:
