@@ -19,6 +19,7 @@ from sqlalchemy.engine import Engine
 
 from mathverify_sweep.specs import BaseModelSpec, DataSpec, RunSpec, TrainParams
 from mathverify_sweep.store.database import connect, driver_url, upgrade
+from mathverify_sweep.study.storage import close_storage, open_storage
 
 
 class PostgresServer:
@@ -144,4 +145,5 @@ def spec() -> RunSpec:
 def _upgrade_and_leave(url: str) -> None:
     engine = connect(url)
     upgrade(engine)
+    close_storage(open_storage(engine))  # Optuna's tables: a quarter of a second in each test of a study
     engine.dispose()

@@ -19,7 +19,7 @@ from mathverify_sweep.errors import ConfigError, DataDrift, StorageError, StudyE
 from mathverify_sweep.specs import Metrics, RunResult
 from mathverify_sweep.states import EndReason, RunState, Verdict
 from mathverify_sweep.store import runs, studies
-from mathverify_sweep.store.database import connect
+from mathverify_sweep.store.database import connect, upgrade
 from mathverify_sweep.store.runs import Budget, Claim, WorkerIdentity
 from mathverify_sweep.study import study, views
 from mathverify_sweep.study.storage import open_storage
@@ -92,18 +92,21 @@ def test_creating_twice_changes_nothing(engine: Engine) -> None:
     assert states(engine) == [RunState.WAITING] * 2
 
 
-def test_many_create_at_once_and_enqueue_once(engine: Engine) -> None:
+def test_many_create_at_once_in_an_empty_database_and_enqueue_once(database_url: str) -> None:
     config = config_of(enqueue=[{"learning_rate": 2e-4}, {"learning_rate": 1e-4}])
     made: list[bool] = []
+    seen: list[list[RunState]] = []
 
     def make() -> None:
-        own = connect(engine.url.render_as_string(hide_password=False))
+        own = connect(database_url)
+        upgrade(own)
         made.append(create(own, config, "f", NOW))
+        seen.append(states(own))
         own.dispose()
 
     at_once(make)
     assert sorted(made) == [False, False, True]
-    assert states(engine) == [RunState.WAITING] * 2
+    assert seen == [[RunState.WAITING] * 2] * 3
 
 
 @sqlite_only
@@ -441,3 +444,20 @@ def test_an_outage_is_a_storage_error_without_the_password(engine: Engine) -> No
     with pytest.raises(StorageError) as caught:
         open_storage(create_engine(broken.set(password="secret") if engine.dialect.name != "sqlite" else broken))
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("backend", ["postgresql"])
+def test_a_handle_outlives_an_outage_that_it_calls_by_its_name(
+    engine: Engine, handle: StudyHandle, postgres: Any
+) -> None:
+    number = asked(handle).trial_number
+    name = engine.url.database
+    postgres.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
+    postgres.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")
+    for call in (lambda: handle.report(number, 100, 0.5), lambda: handle.tell(number, finished(0.5)), handle.trials):
+        with pytest.raises(StorageError, match="Optuna cannot use the database"):
+            call()
+    postgres.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
+    assert handle.report(number, 100, 0.5) is Verdict.CONTINUE
+    handle.tell(number, finished(0.5))
+    assert states(engine) == [RunState.COMPLETE]
