@@ -34,15 +34,15 @@ HIDDEN, LAYERS, FEED_FORWARD, HEADS = 128, 5, 256, 4
 LENGTH = 64
 """Tokens of a training line: one document, cut or padded."""
 
-DOCUMENTS, PER_SEED = 400_000, 5_000
-STEPS, BATCH, WARMUP = 5_000, 512, 200
+DOCUMENTS, PER_SEED = 300_000, 5_000
+STEPS, BATCH, WARMUP = 3_933, 512, 200
 LEARNING_RATE, WEIGHT_DECAY = 3e-3, 0.05
 SEED = 0
 
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 PAD_ID, BOS_ID, EOS_ID = 0, 1, 2
 NUMBERS = range(201)
-PROMPT_WORDS = "Question: x\nSolution: x\nAnswer: x\nVerdict: True False"
+PROMPT_WORDS = "Question: 1\nSolution: 1\nAnswer: 1\nVerdict: True False"
 
 
 def main() -> None:
@@ -99,7 +99,7 @@ def wrapped(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
 def read_documents(tokenizer: Tokenizer) -> NDArray[np.int16]:
     """Shape (DOCUMENTS, LENGTH + 1), padded with PAD_ID. The same whatever the number of processes."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes below are the parallelism
-    seeds = range(SEED + 1, SEED + 1 + DOCUMENTS // PER_SEED)
+    seeds = range(SEED, SEED + DOCUMENTS // PER_SEED)
     with multiprocessing.Pool(initializer=start_reader, initargs=(tokenizer.to_str(),)) as pool:
         return np.concatenate(pool.map(encoded_documents, seeds, chunksize=1))
 

@@ -83,7 +83,7 @@ def copied_words(rng: random.Random, _: Iterator[Row]) -> str:
 
 
 KINDS: tuple[Kind, ...] = (worked_story, story_with_slips, judged_step, judged_sums, plain_sums, copied_words)
-WEIGHTS = (12, 25, 30, 20, 7, 6)
+WEIGHTS = (20, 15, 30, 20, 8, 7)
 SLIP_RATE = 0.1
 
 FRAMES = (
