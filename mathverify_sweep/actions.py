@@ -6,7 +6,6 @@ The command line only parses and prints. Nothing here trains; `evaluate` loads t
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -65,7 +64,8 @@ def stop(database: Database, study: StudyHandle, now: bool) -> int:
     running = [run for run in runs.runs(database, name) if now and run.state is RunState.RUNNING]
     result = RunResult(end_reason=EndReason.STOPPED_BY_USER, message="stopped by user")
     ended = sum(runs.finish(database, _claim(run), result, datetime.now(UTC)) for run in running)
-    study.reconcile(time.monotonic(), 0.0 if now else math.inf)
+    if now:
+        study.reconcile(time.monotonic(), 0.0)
     return ended
 
 

@@ -47,10 +47,10 @@ class BaseModelSpec(Frozen):
 class ColumnsSpec(Frozen):
     """Which column of the data holds what."""
 
-    question: str = "question"
-    answer: str = "answer"
-    solution: str = "solution"
-    is_correct: str = "is_correct"
+    question: str = Field("question", description="column of the question")
+    answer: str = Field("answer", description="column of the final answer")
+    solution: str = Field("solution", description="column of the worked solution")
+    is_correct: str = Field("is_correct", description="column of the label: true/false, yes/no, 1/0")
 
 
 class DataSpec(Frozen):

@@ -28,16 +28,16 @@ from pretraining_text import documents  # noqa: E402
 
 from mathverify_sweep.data.synthetic import generate  # noqa: E402
 
-HIDDEN, LAYERS, FEED_FORWARD, HEADS = 128, 5, 256, 4
+HIDDEN, LAYERS, FEED_FORWARD, HEADS = 128, 5, 320, 4
 """Multiples of 64, because NF4 packs blocks of 64 weights. With four layers most fine-tunes learned nothing."""
 
 LENGTH = 64
 """Tokens of a training line: one document, cut or padded."""
 
 DOCUMENTS, PER_SEED = 300_000, 5_000
-STEPS, BATCH, WARMUP = 3_933, 512, 200
+STEPS, BATCH, WARMUP = 5_000, 512, 200
 LEARNING_RATE, WEIGHT_DECAY = 3e-3, 0.05
-SEED = 0
+SEED, TEXT_SEED = 0, 0
 
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 PAD_ID, BOS_ID, EOS_ID = 0, 1, 2
@@ -51,7 +51,8 @@ def main() -> None:
     tokenizer = build_tokenizer()
     lines = torch.from_numpy(read_documents(tokenizer))
     print(f"{len(lines):,} documents after {time.monotonic() - started:.0f} s", flush=True)
-    model = pretrain(new_model(tokenizer.get_vocab_size()), lines, options.steps, started)
+    model = new_model(tokenizer.get_vocab_size(), options.seed)
+    pretrain(model, lines, options, started)
     model.save_pretrained(options.out)
     wrapped(tokenizer).save_pretrained(options.out)
     print(f"{model.num_parameters():,} parameters in {options.out}, after {time.monotonic() - started:.0f} s")
@@ -61,6 +62,7 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=REPOSITORY / "mathverify_sweep" / "base_models" / "tiny")
     parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--seed", type=int, default=SEED, help="of the first weights and of the order of the documents")
     return parser.parse_args()
 
 
@@ -69,7 +71,10 @@ def build_tokenizer() -> Tokenizer:
     split = pre_tokenizers.Split(Regex(r"\n\p{L}+| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]|\s+"), "isolated")
     in_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     splitter = pre_tokenizers.Sequence([split, in_bytes])
-    texts = [*itertools.islice(documents(SEED), 30_000), *(f" {row.question}" for row in generate(30_000, SEED))]
+    texts = [
+        *itertools.islice(documents(TEXT_SEED), 30_000),
+        *(f" {row.question}" for row in generate(30_000, TEXT_SEED)),
+    ]
     texts += [PROMPT_WORDS, *(f" {number}" for number in NUMBERS)]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = {word for text in texts for word, _ in splitter.pre_tokenize_str(text)} - set(alphabet)
@@ -99,7 +104,7 @@ def wrapped(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
 def read_documents(tokenizer: Tokenizer) -> NDArray[np.int16]:
     """Shape (DOCUMENTS, LENGTH + 1), padded with PAD_ID. The same whatever the number of processes."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes below are the parallelism
-    seeds = range(SEED, SEED + DOCUMENTS // PER_SEED)
+    seeds = range(TEXT_SEED, TEXT_SEED + DOCUMENTS // PER_SEED)
     with multiprocessing.Pool(initializer=start_reader, initargs=(tokenizer.to_str(),)) as pool:
         return np.concatenate(pool.map(encoded_documents, seeds, chunksize=1))
 
@@ -122,8 +127,8 @@ def encoded_documents(seed: int) -> NDArray[np.int16]:
     return lines
 
 
-def new_model(vocabulary: int) -> LlamaForCausalLM:
-    torch.manual_seed(SEED)
+def new_model(vocabulary: int, seed: int) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=-(-vocabulary // 64) * 64,
@@ -141,17 +146,17 @@ def new_model(vocabulary: int) -> LlamaForCausalLM:
     )
 
 
-def pretrain(model: LlamaForCausalLM, lines: torch.Tensor, steps: int, started: float) -> LlamaForCausalLM:
+def pretrain(model: LlamaForCausalLM, lines: torch.Tensor, options: argparse.Namespace, started: float) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_float32_matmul_precision("high")
     model.to(device)  # type: ignore[arg-type]
     lines = lines.to(device)
-    chance = torch.Generator(device).manual_seed(SEED)
+    chance = torch.Generator(device).manual_seed(options.seed)
     optimizer = torch.optim.AdamW(
         model.parameters(), LEARNING_RATE, betas=(0.9, 0.95), weight_decay=WEIGHT_DECAY, fused=True
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1, (step + 1) / WARMUP) * (1 - step / steps)
+        optimizer, lambda step: min(1, (step + 1) / WARMUP) * (1 - step / options.steps)
     )
 
     def loss_of(batch: torch.Tensor) -> torch.Tensor:
@@ -160,7 +165,7 @@ def pretrain(model: LlamaForCausalLM, lines: torch.Tensor, steps: int, started: 
         return functional.cross_entropy(logits.float().flatten(0, 1), batch[:, 1:].flatten(), ignore_index=PAD_ID)
 
     loss_of = torch.compile(loss_of) if device == "cuda" else loss_of
-    for step in range(steps):
+    for step in range(options.steps):
         chosen = torch.randint(len(lines), (BATCH,), device=device, generator=chance)
         loss = loss_of(lines[chosen].long())
         loss.backward()  # type: ignore[no-untyped-call]
@@ -168,9 +173,8 @@ def pretrain(model: LlamaForCausalLM, lines: torch.Tensor, steps: int, started: 
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        if step % 500 == 0 or step == steps - 1:
+        if step % 500 == 0 or step == options.steps - 1:
             print(f"step {step}: loss {loss.item():.3f}, after {time.monotonic() - started:.0f} s", flush=True)
-    return model
 
 
 if __name__ == "__main__":

@@ -168,8 +168,9 @@ class StudyHandle:
         """Mend what a crash left between our runs and Optuna's trials; the numbers of the trials that it ended.
 
         A RUNNING trial whose last attempt has ended is told so. One that no run ever took is failed, and what was
-        enqueued in it is enqueued again, once this handle has seen it unchanged for `patience_seconds` (two lease
-        periods; 0 at a person's word) of its clock `monotonic`, every look in between having succeeded.
+        enqueued in it is enqueued again. Both only once this handle has seen the trial unchanged for
+        `patience_seconds` (two lease periods; 0 at a person's word) of its clock `monotonic`, every look in between
+        having succeeded: until then its worker may be about to tell it, with its note and pictures.
         """
         orphans, self._orphans = self._orphans, {}  # a look that fails forgets them
         ended = []
@@ -179,17 +180,14 @@ class StudyHandle:
             last = _last_attempts(runs.runs(self._engine, self.config.study))
             for frozen in running:
                 run = last.get(frozen.number)
-                if run is not None and run.end_reason is not None:
-                    result = run.result or RunResult(end_reason=run.end_reason)
-                    self._end(self._trial(frozen.number), result, run.run_id)
+                if run is not None and run.end_reason is None:
+                    continue
+                looks = repr((run, frozen.params, frozen.intermediate_values, frozen.user_attrs, frozen.system_attrs))
+                before, since = orphans.get(frozen.number, (looks, monotonic))
+                self._orphans[frozen.number] = (looks, since if before == looks else monotonic)
+                if monotonic - self._orphans[frozen.number][1] >= patience_seconds:
+                    self._mend(frozen, run)
                     ended.append(frozen.number)
-                elif run is None:
-                    looks = repr((frozen.params, frozen.intermediate_values, frozen.user_attrs, frozen.system_attrs))
-                    before, since = orphans.get(frozen.number, (looks, monotonic))
-                    self._orphans[frozen.number] = (looks, since if before == looks else monotonic)
-                    if monotonic - self._orphans[frozen.number][1] >= patience_seconds:
-                        self._abandon(frozen)
-                        ended.append(frozen.number)
         return ended
 
     def trials(self) -> list[TrialView]:
@@ -206,6 +204,13 @@ class StudyHandle:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+    def _mend(self, frozen: FrozenTrial, run: RunRecord | None) -> None:
+        if run is None or run.end_reason is None:
+            self._abandon(frozen)
+        else:
+            result = run.result or RunResult(end_reason=run.end_reason)
+            self._end(self._trial(frozen.number), result, run.run_id)
 
     def _next(self) -> Trial | None:
         if self.config.sampler.type != "grid":

@@ -216,7 +216,10 @@ class Worker:
         if not self._options.until_idle:
             return False
         unfinished = (RunState.WAITING, RunState.RUNNING)
-        return not any(run.state in unfinished for run in runs.runs(self._database, self._name))
+        if any(run.state in unfinished for run in runs.runs(self._database, self._name)):
+            return False
+        # A trial whose worker died between our row and Optuna's: `reconcile` is about to tell it.
+        return not any(trial.state is RunState.RUNNING for trial in self._study.trials())
 
     def _ready_engine(self) -> Engine:
         if self._engine is not None:
