@@ -53,7 +53,7 @@ class WorkerOptions:
     until_idle: bool = False
     lease_seconds: float = 60.0
     hang_seconds: float = 1800.0
-    poll_seconds: float = 0.5
+    poll_seconds: float = 1.0
 
 
 class Worker:
