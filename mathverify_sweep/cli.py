@@ -59,15 +59,8 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key: `--set budget.trials=4`."),
 ]
-Storage = Annotated[
-    str,
-    typer.Option(
-        "--storage",
-        envvar="OPTUNA_STORAGE",
-        metavar="URL",
-        help="Database: `sqlite:///FILE` or `postgresql://USER:PASSWORD@HOST/NAME`.",
-    ),
-]
+_DATABASE = "Database: `sqlite:///FILE` or `postgresql://USER:PASSWORD@HOST/NAME`."
+Storage = Annotated[str, typer.Option("--storage", envvar="OPTUNA_STORAGE", metavar="URL", help=_DATABASE)]
 Output = Annotated[
     Path, typer.Option("--output", envvar="MVSWEEP_OUTPUT", metavar="DIR", help="Adapters, W&B files, reports.")
 ]
@@ -86,11 +79,7 @@ def check(file: SweepFile, overrides: Overrides = None, form: As = Format.table)
 
 
 @app.command()
-def create(
-    file: SweepFile,
-    storage: Storage = DEFAULT_STORAGE,
-    overrides: Overrides = None,
-) -> None:
+def create(file: SweepFile, storage: Storage = DEFAULT_STORAGE, overrides: Overrides = None) -> None:
     """Create the study of a sweep file. Repeatable; a study is never changed by it."""
     from mathverify_sweep import actions, sweep_file
 

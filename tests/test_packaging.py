@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -133,7 +134,16 @@ def test_the_quickstart_runs_from_an_installed_wheel(wheel: Path, tmp_path: Path
     report = home / "runs" / "quickstart" / "report.html"
     assert report.is_file()
     assert "report.html" in shown
-    assert (home / "mvsweep.sqlite3").is_file()
+    status = json.loads(_run([f"{binaries}/mvsweep", "status", "quickstart", "-f", "json"], home))
+    assert len(status["trials"]) >= 12
+    assert {trial["state"] for trial in status["trials"]} == {"COMPLETE", "PRUNED"}
+    assert "pruned" in {trial["end_reason"] for trial in status["trials"]}
+    assert status["best_value"] >= 0.85
+    (promotion,) = status["promotions"]
+    assert [stage["state"] for stage in promotion["stages"]] == ["COMPLETE"] * 3
+    assert len(list((home / "runs" / "quickstart").glob("*/wandb/offline-run-*"))) == len(status["trials"]) + 3
+    url = f"sqlite:///{home / 'mvsweep.sqlite3'}"
+    assert "quickstart" in _run([f"{binaries}/optuna", "studies", "--storage", url], home)
 
 
 def _run(command: list[str], folder: Path) -> str:

@@ -41,7 +41,7 @@ class RunRow(Frozen):
     worker: str | None
     gpu: str | None
     metrics: Metrics | None
-    curve: tuple[CurvePoint, ...] = Field(exclude=True)
+    curve: tuple[CurvePoint, ...] = Field((), exclude=True)
 
 
 class TrialRow(RunRow):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from mathverify_sweep import metrics
@@ -51,9 +52,10 @@ def status(database: Database, study: str) -> StatusReport:
     said = {run.run_id: _curve(runs.points(database, run.run_id)) for run in every if run.points}
     trials = _trials(views.trials(database, study), every, said, config.data.train_rows)
     best = ranked(trials, config.objective)
+    budget = _budget(every, trials, config)
     return StatusReport(
         study=study,
-        state=_state(record, every, trials, config),
+        state=_state(record, every, budget),
         stopped=record.stopped,
         objective=config.objective,
         data_fingerprint=record.data_fingerprint,
@@ -62,7 +64,7 @@ def status(database: Database, study: str) -> StatusReport:
         end_reasons=dict(Counter(trial.end_reason for trial in trials if trial.end_reason)),
         best_trial=best[0].number if best else None,
         best_value=best[0].value if best else None,
-        budget=_budget(every, trials, config),
+        budget=budget,
         baselines={name: Metrics(**figures) for name, figures in json.loads(record.baselines or "{}").items()},
         trials=trials,
         promotions=tuple(_promotion(found, every, said, trials) for found in promotions.promotions(database, study)),
@@ -213,9 +215,7 @@ def _running(run: RunRecord, said: _Said) -> RunningRow:
     )
 
 
-def _state(
-    record: StudyRecord, every: Sequence[RunRecord], trials: Sequence[TrialRow], config: SweepConfig
-) -> StudyState:
+def _state(record: StudyRecord, every: Sequence[RunRecord], budget: BudgetUse) -> StudyState:
     states = {run.state for run in every}
     if RunState.RUNNING in states:
         return "running"
@@ -223,10 +223,16 @@ def _state(
         return "stopped"
     if RunState.WAITING in states:
         return "waiting"
-    taken = sum(trial.run_id is not None for trial in trials)
-    if taken >= config.trials:
+    if _is_spent(budget):
         return "done"
-    return "idle" if taken else "new"
+    return "idle" if budget.trials_used else "new"
+
+
+def _is_spent(budget: BudgetUse) -> bool:
+    """The trials, the device-hours or the time: whichever comes first."""
+    hours = budget.gpu_hours is not None and budget.gpu_hours_used >= budget.gpu_hours
+    late = budget.deadline is not None and datetime.now(UTC) >= budget.deadline
+    return budget.trials_used >= budget.trials or hours or late
 
 
 def _budget(every: Sequence[RunRecord], trials: Sequence[TrialRow], config: SweepConfig) -> BudgetUse:

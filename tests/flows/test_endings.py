@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.flows.commands import SWEEP, Shell, ended
 from mathverify_sweep.states import RunState
+from tests.flows.commands import SWEEP, Shell, ended
 
-ONE_LONG_TRIAL = SWEEP.replace("train_rows: 256", "train_rows: 1_200").replace("trials: 4", "trials: 1")
+ONE_LONG_TRIAL = SWEEP.replace("train_rows: 256", "train_rows: 1_000").replace("trials: 4", "trials: 1")
 
 
 @pytest.fixture

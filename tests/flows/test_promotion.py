@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.flows.commands import SWEEP, Shell, ended
 from mathverify_sweep.states import RunState
+from tests.flows.commands import SWEEP, Shell, ended
 
 
 def test_the_best_trial_is_promoted_once_through_three_cumulative_stages(tmp_path: Path) -> None:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.flows.commands import SWEEP, Shell, ended
 from mathverify_sweep.states import EndReason, RunState
 from mathverify_sweep.store import runs
 from mathverify_sweep.store.database import connect
+from tests.flows.commands import SWEEP, Shell, ended
 
 
 @pytest.fixture
@@ -59,7 +59,10 @@ def test_settings_are_enqueued_by_hand_and_from_a_table(shell: Shell) -> None:
 
 
 def test_a_worker_whose_data_differs_refuses_to_run_and_says_why(tmp_path: Path) -> None:
-    rows = [f'{{"question": "q{i}", "answer": "{i}", "solution": "s", "is_correct": {str(i % 2 == 0).lower()}}}' for i in range(900)]
+    rows = [
+        f'{{"question": "q{i}", "answer": "{i}", "solution": "s", "is_correct": {str(i % 2 == 0).lower()}}}'
+        for i in range(900)
+    ]
     sweep = SWEEP.replace("source: generated, generated_rows: 1_500", "source: rows.jsonl").replace("100}", "20}", 1)
     shell = Shell.at(tmp_path, f"sqlite:///{tmp_path / 'mvsweep.sqlite3'}", sweep)
     (tmp_path / "rows.jsonl").write_text("\n".join(rows))
@@ -73,7 +76,7 @@ def test_a_worker_whose_data_differs_refuses_to_run_and_says_why(tmp_path: Path)
 
 
 def test_stop_now_takes_the_running_trial_back_and_resume_goes_on(tmp_path: Path) -> None:
-    shell = Shell.at(tmp_path, f"sqlite:///{tmp_path / 'mvsweep.sqlite3'}", SWEEP.replace("256, v", "1_200, v"))
+    shell = Shell.at(tmp_path, f"sqlite:///{tmp_path / 'mvsweep.sqlite3'}", SWEEP.replace("256, v", "1_000, v"))
     shell.run("create", "flow.yaml")
     worker = shell.worker("--until-idle")
     shell.wait_until(lambda report: bool(report.running))
