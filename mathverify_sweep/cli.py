@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -268,7 +269,8 @@ def evaluate(
     from mathverify_sweep.store import runs
 
     database = _database(storage)
-    found = actions.evaluate(database, runs.get(database, run_id), split.value, output.resolve(), device)
+    with contextlib.redirect_stdout(sys.stderr):  # some training libraries greet on standard output
+        found = actions.evaluate(database, runs.get(database, run_id), split.value, output.resolve(), device)
     _print(form, terminal.metrics(found), found)
 
 

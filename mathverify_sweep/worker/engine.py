@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from mathverify_sweep.errors import MvsweepError
 from mathverify_sweep.worker import messages
 from mathverify_sweep.worker.messages import FromEngine, ToEngine
 
 _LOG_TAIL_BYTES = 2_000
 
 
-class EngineDied(Exception):
+class EngineDied(MvsweepError):
     """The engine process ended by itself; the message has its exit code and last words."""
 
 

@@ -43,7 +43,7 @@ class Shell:
         (folder / "flow.yaml").write_text(sweep)
         return cls(folder, storage)
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, stderr: int = subprocess.STDOUT) -> subprocess.Popen[str]:
         """A command in the background; its output is read when it ends."""
         environment = {**os.environ, "OPTUNA_STORAGE": self.storage, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
         return subprocess.Popen(
@@ -51,7 +51,7 @@ class Shell:
             cwd=self.folder,
             env=environment,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=stderr,
             text=True,
         )
 
@@ -59,12 +59,16 @@ class Shell:
         """A command to its end; its output. Fails when the exit code is another."""
         return ended(self.start(*arguments), code)
 
+    def json(self, *arguments: str) -> str:
+        """What a command prints for programs: standard output alone."""
+        return ended(self.start(*arguments, "-f", "json", stderr=subprocess.DEVNULL))
+
     def worker(self, *more: str) -> subprocess.Popen[str]:
         """A CPU worker that notices the dead after two seconds."""
         return self.start("worker", "flow", "--device", "cpu", "--lease", "1", *more)
 
     def status(self) -> StatusReport:
-        return StatusReport.model_validate_json(self.run("status", "flow", "-f", "json"))
+        return StatusReport.model_validate_json(self.json("status", "flow"))
 
     def wait_until(self, holds: Callable[[StatusReport], bool]) -> StatusReport:
         """Watch the study until something holds."""

@@ -36,9 +36,9 @@ def test_the_best_trial_is_promoted_once_through_three_cumulative_stages(tmp_pat
     last = str(promotion.stages[2].run_id)
     trial = str(report.trials[promotion.trial_number].run_id)
     for run in (last, trial):
-        figures = json.loads(shell.run("evaluate", run, "--split", "test", "-f", "json"))
+        figures = json.loads(shell.json("evaluate", run, "--split", "test"))
         assert figures["rows"] > 100
         assert figures["accuracy_low"] <= figures["accuracy"] <= figures["accuracy_high"]
-    difference = json.loads(shell.run("compare", last, trial, "--split", "test", "-f", "json"))
+    difference = json.loads(shell.json("compare", last, trial, "--split", "test"))
     assert difference["low"] <= difference["estimate"] <= difference["high"]
     assert "no predictions on gate" in shell.run("compare", last, trial, "--split", "gate", code=2)
