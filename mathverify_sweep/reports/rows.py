@@ -55,7 +55,7 @@ def status(database: Database, study: str) -> StatusReport:
     budget = _budget(every, trials, config)
     return StatusReport(
         study=study,
-        state=_state(record, every, budget),
+        state=_state(record, every, trials, budget),
         stopped=record.stopped,
         objective=config.objective,
         data_fingerprint=record.data_fingerprint,
@@ -215,8 +215,11 @@ def _running(run: RunRecord, said: _Said) -> RunningRow:
     )
 
 
-def _state(record: StudyRecord, every: Sequence[RunRecord], budget: BudgetUse) -> StudyState:
-    states = {run.state for run in every}
+def _state(
+    record: StudyRecord, every: Sequence[RunRecord], trials: Sequence[TrialRow], budget: BudgetUse
+) -> StudyState:
+    # A trial whose run has ended is RUNNING until its worker has told Optuna, and not to be chosen from before.
+    states = {run.state for run in every} | {trial.state for trial in trials if trial.run_id}
     if RunState.RUNNING in states:
         return "running"
     if record.stopped is not None:
