@@ -16,6 +16,7 @@ from sqlalchemy.engine import Engine
 
 from mathverify_sweep.config import SweepConfig
 from mathverify_sweep.errors import ConfigError, DataDrift, StorageError, StudyError
+from mathverify_sweep.reports import rows
 from mathverify_sweep.specs import Metrics, RunResult
 from mathverify_sweep.states import EndReason, RunState, Verdict
 from mathverify_sweep.store import runs, studies
@@ -368,6 +369,14 @@ def test_reconcile_tells_what_a_crash_left_untold(engine: Engine, handle: StudyH
     view = views.trials(engine, "s")[0]
     assert (view.state, view.value, view.user_attrs["run_id"]) == (RunState.COMPLETE, 0.8, claim.run_id)
     assert states(engine)[1] is RunState.RUNNING, running
+
+
+def test_a_study_is_running_until_optuna_was_told_of_its_last_trial(engine: Engine, handle: StudyHandle) -> None:
+    claim = attached(engine, handle)
+    runs.finish(engine, claim, finished(0.8), NOW)
+    assert rows.status(engine, "s").state == "running"
+    handle.tell(0, finished(0.8), claim.run_id)
+    assert rows.status(engine, "s").state == "idle"
 
 
 def test_reconcile_leaves_a_trial_whose_next_attempt_waits(engine: Engine, handle: StudyHandle) -> None:
