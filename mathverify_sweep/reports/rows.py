@@ -218,8 +218,11 @@ def _running(run: RunRecord, said: _Said) -> RunningRow:
 def _state(
     record: StudyRecord, every: Sequence[RunRecord], trials: Sequence[TrialRow], budget: BudgetUse
 ) -> StudyState:
-    # A trial whose run has ended is RUNNING until its worker has told Optuna, and not to be chosen from before.
-    states = {run.state for run in every} | {trial.state for trial in trials if trial.run_id}
+    # A trial whose run has ended is RUNNING until its worker has told Optuna, and not to be chosen from before;
+    # one that was handed back is RUNNING to Optuna as well, and waits for its next attempt.
+    handed_back = {run.trial_number for run in every if run.state is RunState.WAITING}
+    states = {run.state for run in every}
+    states |= {trial.state for trial in trials if trial.run_id and trial.number not in handed_back}
     if RunState.RUNNING in states:
         return "running"
     if record.stopped is not None:
