@@ -1,0 +1,105 @@
+"""What the commands have in common: their options, how they open a study, how they print."""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from pydantic_core import to_json
+from rich.console import Console, RenderableType
+
+from mathverify_sweep import paths
+from mathverify_sweep.errors import StudyError
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Engine as Database
+
+    from mathverify_sweep.study.study import StudyHandle
+
+console = Console()
+
+
+class Format(StrEnum):
+    """How a command prints."""
+
+    table = "table"
+    json = "json"
+
+
+class Split(StrEnum):
+    """A split that can be read."""
+
+    validation = "validation"
+    test = "test"
+    gate = "gate"
+
+
+SweepFile = Annotated[str, typer.Argument(metavar="FILE", help="A sweep file (.yaml), or the name of one that ships.")]
+Study = Annotated[str | None, typer.Argument(metavar="[STUDY]", help="Name of a study; not needed when there is one.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key: `--set budget.trials=4`."),
+]
+_DATABASE = "Database: `sqlite:///FILE` or `postgresql://USER:PASSWORD@HOST/NAME`."
+Storage = Annotated[str, typer.Option("--storage", envvar="OPTUNA_STORAGE", metavar="URL", help=_DATABASE)]
+Output = Annotated[
+    Path, typer.Option("--output", envvar="MVSWEEP_OUTPUT", metavar="DIR", help="Adapters, W&B files, reports.")
+]
+As = Annotated[Format, typer.Option("-f", "--format", help="A table for people, or JSON for programs.")]
+DEFAULT_STORAGE = f"sqlite:///{paths.DEFAULT_DATABASE}"
+
+
+def open_database(url: str) -> Database:
+    """The database, brought to our version."""
+    from mathverify_sweep.store import database
+
+    engine = database.connect(url)
+    database.upgrade(engine)
+    return engine
+
+
+def open_study(database: Database, name: str | None) -> StudyHandle:
+    """The study of that name, or the only one."""
+    from mathverify_sweep.study import study
+
+    return study.open_study(database, the_study(database, name))
+
+
+def the_study(database: Database, name: str | None) -> str:
+    """`name`, or that of the only study. Raises StudyError when there are more, or none."""
+    from mathverify_sweep.store import studies
+
+    if name is not None:
+        return name
+    names = studies.names(database)
+    if len(names) != 1:
+        there = ", ".join(names) or "none. Make one: mvsweep create FILE"
+        raise StudyError(f"name the study: this database has {there}.")
+    return names[0]
+
+
+def show(form: Format, table: RenderableType, found: object) -> None:
+    """Print a table for people, or what it was made from as JSON."""
+    if form is Format.json:
+        typer.echo(to_json(found, indent=2))
+    else:
+        console.print(table)
+
+
+def write_report(database: Database, handle: StudyHandle, output: Path) -> Path:
+    """Write the study's page; where it is."""
+    from mathverify_sweep.reports import html
+
+    page = paths.report_file(output.resolve(), handle.config.study)
+    html.write(database, handle.config.study, page, datetime.now(UTC))
+    return page
+
+
+def log_to_stderr() -> None:
+    """Our own lines from INFO on, other people's from WARNING on."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname).1s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("mathverify_sweep").setLevel(logging.INFO)

@@ -1,0 +1,102 @@
+"""What a study is told: check and create it, queue trials and promotions, stop it and let it go on."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mathverify_sweep.cli.shared import (
+    DEFAULT_STORAGE,
+    As,
+    Format,
+    Overrides,
+    Storage,
+    Study,
+    SweepFile,
+    console,
+    open_database,
+    open_study,
+    show,
+)
+
+
+def check(file: SweepFile, overrides: Overrides = None, form: As = Format.table) -> None:
+    """Validate a sweep file; show its search space, splits and rows. Writes nothing."""
+    from mathverify_sweep import sweep_file
+    from mathverify_sweep.reports import checked
+
+    found = checked.check(sweep_file.require(file, overrides or ()), sweep_file.read_as(file))
+    show(form, checked.rendered(found), found)
+
+
+def create(file: SweepFile, storage: Storage = DEFAULT_STORAGE, overrides: Overrides = None) -> None:
+    """Create the study of a sweep file. Repeatable; a study is never changed by it."""
+    from mathverify_sweep import actions, sweep_file
+
+    config = sweep_file.require(file, overrides or ())
+    created = actions.create(open_database(storage), config)
+    console.print(f"study {config.study} {'created' if created else 'is there already, unchanged'}")
+    console.print("start workers, one for each GPU, on any machine that reaches the database:")
+    option = "" if storage == DEFAULT_STORAGE or "OPTUNA_STORAGE" in os.environ else " --storage URL"
+    console.print(f"  mvsweep worker {config.study}{option}", soft_wrap=True)
+
+
+def stop(
+    study: Study = None,
+    storage: Storage = DEFAULT_STORAGE,
+    now: Annotated[bool, typer.Option("--now", help="End the running trials too, as stopped_by_user.")] = False,
+) -> None:
+    """Hand out no more runs; those that run are finished, unless `--now`. `mvsweep resume` takes it back."""
+    from mathverify_sweep import actions
+
+    database = open_database(storage)
+    handle = open_study(database, study)
+    ended = actions.stop(database, handle, now)
+    console.print(f"study {handle.config.study} stopped" + (f"; {ended} running run(s) ended" if now else ""))
+
+
+def resume(study: Study = None, storage: Storage = DEFAULT_STORAGE) -> None:
+    """Hand out runs of a stopped study again."""
+    from mathverify_sweep.store import studies
+
+    database = open_database(storage)
+    handle = open_study(database, study)
+    studies.resume(database, handle.config.study)
+    console.print(f"study {handle.config.study} goes on")
+
+
+def enqueue(
+    study: Study = None,
+    storage: Storage = DEFAULT_STORAGE,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="AXIS=VALUE", help="One trial: `--set learning_rate=2e-4`.")
+    ] = None,
+    table: Annotated[Path | None, typer.Option(help="CSV with one trial a row and one axis a column.")] = None,
+) -> None:
+    """Try settings that you name before the sampler's own: one trial by `--set`, or a table of them."""
+    from mathverify_sweep import actions
+
+    database = open_database(storage)
+    handle = open_study(database, study)
+    added = actions.enqueue(handle, settings or (), table)
+    console.print(f"{added} trial(s) enqueued in {handle.config.study}; they count in its budget of trials")
+
+
+def promote(
+    study: Study = None,
+    storage: Storage = DEFAULT_STORAGE,
+    top: Annotated[int, typer.Option(help="How many of the best trials.", min=1)] = 1,
+    trial: Annotated[int | None, typer.Option(help="This trial instead of the best.", min=0)] = None,
+) -> None:
+    """Queue long cumulative runs of the best trials; the study's workers train them. Said twice, it changes nothing."""
+    from mathverify_sweep import actions
+
+    database = open_database(storage)
+    handle = open_study(database, study)
+    for done in actions.promote(database, handle, top, trial):
+        stages = ", ".join(f"{rows:,} rows" for rows in done.stages)
+        how = "promoted" if done.created else "is promoted already"
+        console.print(f"trial {done.trial_number} {how}: stages {stages} (promotion {done.promotion_id})")

@@ -1,0 +1,98 @@
+"""What trains: one worker, or the whole job on this machine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mathverify_sweep import paths
+from mathverify_sweep.cli.shared import (
+    DEFAULT_STORAGE,
+    Output,
+    Overrides,
+    Storage,
+    SweepFile,
+    console,
+    log_to_stderr,
+    open_database,
+    open_study,
+    write_report,
+)
+from mathverify_sweep.errors import StudyError
+
+if TYPE_CHECKING:
+    from mathverify_sweep.reports.models import StatusReport
+
+
+def worker(
+    study: Annotated[
+        str, typer.Argument(metavar="FILE_OR_STUDY", help="A study's name, or a sweep file to create it from.")
+    ],
+    storage: Storage = DEFAULT_STORAGE,
+    output: Output = paths.DEFAULT_OUTPUT,
+    gpu: Annotated[int | None, typer.Option(help="GPU number; without it the first one that no worker holds.")] = None,
+    device: Annotated[str | None, typer.Option(help="`cpu` or `cuda`.")] = None,
+    count: Annotated[int | None, typer.Option(help="Take at most this many runs.", min=1)] = None,
+    until_idle: Annotated[
+        bool, typer.Option("--until-idle", help="End when the study has nothing left to do.")
+    ] = False,
+    lease: Annotated[
+        float, typer.Option(help="Lease period in seconds: a dead worker is noticed after two.", min=1)
+    ] = 60.0,
+) -> None:
+    """Work on a study: take trials and promotion stages until it is stopped. Ctrl-C hands the current run back."""
+    from mathverify_sweep import actions, sweep_file
+    from mathverify_sweep.store import studies
+    from mathverify_sweep.worker import devices
+    from mathverify_sweep.worker.loop import Worker, WorkerOptions
+
+    log_to_stderr()
+    database = open_database(storage)
+    if study not in studies.names(database) and (config := sweep_file.find(study)) is not None:
+        actions.create(database, config)
+        study = config.study
+    handle = open_study(database, study)
+    chosen = devices.choose(gpu, device)
+    options = WorkerOptions(output.resolve(), chosen, count=count, until_idle=until_idle, lease_seconds=lease)
+    raise typer.Exit(0 if Worker(database, handle, options).work() else 1)
+
+
+def run(
+    file: SweepFile,
+    storage: Storage = DEFAULT_STORAGE,
+    output: Output = paths.DEFAULT_OUTPUT,
+    workers: Annotated[int, typer.Option(help="Worker processes on this machine, GPUs dealt in turn.", min=1)] = 1,
+    device: Annotated[str | None, typer.Option(help="`cpu` or `cuda`; without it GPUs if there are any.")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """The whole job on this machine: create, work with N workers, promote the best, write the report. Resumable."""
+    from mathverify_sweep import actions, sweep_file
+    from mathverify_sweep.reports import rows, terminal
+    from mathverify_sweep.states import RunState
+    from mathverify_sweep.store import database as storage_page
+    from mathverify_sweep.worker import local
+
+    config = sweep_file.require(file, overrides or ())
+    database = open_database(storage)
+    actions.create(database, config)
+    job = local.Job(config.study, storage, output.resolve(), workers, device)
+    handle = open_study(database, config.study)
+    with local.workers(job) as running:
+
+        def is_over(report: StatusReport) -> bool:
+            running.require_alive()
+            return report.state in ("done", "stopped")
+
+        terminal.watch(database, config.study, is_over, console)
+        actions.promote(database, handle, config.promotion.top, None)
+        ended = terminal.watch(database, config.study, is_over, console)
+    console.print(terminal.leaderboard(rows.leaderboard(ended, top=10)))
+    console.print(f"report     {write_report(database, handle, output)}", soft_wrap=True)
+    where = f"--storage {storage_page.safe_url(storage)} --output {output}"
+    console.print(f"dashboard  mvsweep dashboard {where}", soft_wrap=True)
+    console.print(
+        f"W&B        wandb sync {paths.study_folder(output, config.study)}/*/wandb/offline-run-*", soft_wrap=True
+    )
+    if ended.state == "stopped" or any(row.state is not RunState.COMPLETE for row in ended.promotions):
+        raise StudyError(f"study {config.study} did not get to its end: mvsweep status {config.study} says why.")
