@@ -43,6 +43,26 @@ def test_figures_of_a_small_example_are_those_done_by_hand() -> None:
     assert metrics.accuracy_low < metrics.accuracy < metrics.accuracy_high
 
 
+def test_figures_are_those_of_scikit_learn_and_scipy() -> None:
+    from scipy import special, stats
+    from sklearn import metrics as theirs
+
+    rng = np.random.default_rng(5)
+    for _ in range(50):
+        rows = int(rng.integers(4, 60))
+        truth = np.append(rng.random(rows) < 0.5, [True, False])
+        scores = np.round(rng.normal(size=rows + 2) * 3, int(rng.integers(0, 3)))  # with ties
+        groups = [str(n // 2) for n in range(rows + 2)]
+        ours, judged = judge(scores, truth, groups), scores >= 0
+        assert ours.auc == pytest.approx(theirs.roc_auc_score(truth, scores))
+        assert ours.log_loss == pytest.approx(theirs.log_loss(truth, special.expit(scores)))
+        assert ours.precision == pytest.approx(theirs.precision_score(truth, judged, zero_division=0.0))
+        assert ours.recall == pytest.approx(theirs.recall_score(truth, judged, zero_division=0.0))
+        assert ours.f1 == pytest.approx(theirs.f1_score(truth, judged, zero_division=0.0))
+    for freedom in (1, 2, 30, 4_000):
+        assert special.stdtrit(freedom, 0.975) == pytest.approx(stats.t.ppf(0.975, freedom))
+
+
 @pytest.mark.parametrize("label", [True, False])
 @pytest.mark.parametrize("score", [-3.0, 0.0, 3.0])
 def test_one_class_and_equal_scores_give_figures_and_no_crash(label: bool, score: float) -> None:
@@ -171,7 +191,7 @@ def test_figures_of_five_thousand_rows_take_a_moment() -> None:
     rng = np.random.default_rng(4)
     labels = rng.random(5000) < 0.7
     scores, groups = rng.normal(size=5000) + labels, [f"question {n // 5}" for n in range(5000)]
-    judge(scores, labels, groups)  # imports scikit-learn
+    judge(scores, labels, groups)  # imports scipy.special
     start = time.process_time()
     judge(scores, labels, groups)
     assert time.process_time() - start < 0.25  # 0.02 s on an idle core
