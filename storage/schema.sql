@@ -45,6 +45,10 @@ CREATE TABLE mv_runs (
     host TEXT,
     pid INTEGER,
     gpu TEXT,
+    boot_id TEXT,
+    process_start BIGINT,
+    job_id TEXT,
+    lease_seconds DOUBLE PRECISION,
     created_at TIMESTAMP WITH TIME ZONE NOT NULL,
     started_at TIMESTAMP WITH TIME ZONE,
     renewed_at TIMESTAMP WITH TIME ZONE,
@@ -68,6 +72,10 @@ COMMENT ON COLUMN mv_runs.continues IS 'the run_id of the attempt before';
 COMMENT ON COLUMN mv_runs.after_run IS 'the run_id that must have ended well';
 COMMENT ON COLUMN mv_runs.lease_token IS 'whoever writes must know it';
 COMMENT ON COLUMN mv_runs.renewals IS 'counts up while the worker lives';
+COMMENT ON COLUMN mv_runs.boot_id IS 'where `pid` means something';
+COMMENT ON COLUMN mv_runs.process_start IS 'clock ticks since boot: a pid is given again';
+COMMENT ON COLUMN mv_runs.job_id IS 'the scheduler''s';
+COMMENT ON COLUMN mv_runs.lease_seconds IS 'the lease period that its worker keeps to';
 COMMENT ON COLUMN mv_runs.renewed_at IS 'for people; expiry reads the counter';
 COMMENT ON COLUMN mv_runs.busy_seconds IS 'time on a GPU, once ended';
 COMMENT ON COLUMN mv_runs.result IS 'RunResult without log-odds, JSON';

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
@@ -70,8 +71,14 @@ class Watch:
         keys = [(lease.run_id, lease.lease_token, lease.renewals) for lease in observed]
         self._first_seen = {key: self._first_seen.get(key, now) for key in keys}
         return [
-            lease for lease, key in zip(observed, keys, strict=True) if now - self._first_seen[key] >= 2 * self._period
+            lease
+            for lease, key in zip(observed, keys, strict=True)
+            if now - self._first_seen[key] >= 2 * self._period_of(lease)
         ]
+
+    def _period_of(self, lease: Observed) -> float:
+        """The longer of its worker's and this observer's, who sees no more than its own looks."""
+        return max(self._period, lease.worker.lease_seconds or 0.0)
 
 
 def expire(engine: Engine, observed: Observed, now: datetime) -> Expired | None:
@@ -95,17 +102,13 @@ def _running(engine: Engine, study_name: str) -> list[Observed]:
     query = sa.select(runs).where(runs.c.study_name == study_name, runs.c.state == RunState.RUNNING)
     with transaction(engine) as connection:
         rows = connection.execute(query.order_by(runs.c.position)).all()
-    return [
-        Observed(
-            run_id=row.run_id,
-            lease_token=row.lease_token,
-            renewals=row.renewals,
-            trial_number=row.trial_number,
-            worker=WorkerIdentity(row.worker_id, row.host, row.pid, row.gpu),
-            renewed_at=row.renewed_at,
-        )
-        for row in rows
-    ]
+    return [_observed(row) for row in rows]
+
+
+def _observed(row: sa.Row[Any]) -> Observed:
+    worker = WorkerIdentity.of(row)
+    assert worker is not None, "a RUNNING run has a worker"
+    return Observed(row.run_id, row.lease_token, row.renewals, row.trial_number, worker, row.renewed_at)
 
 
 def _lost(observed: Observed) -> RunResult:

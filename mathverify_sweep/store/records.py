@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import secrets
-from dataclasses import dataclass
+import socket
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
 
+from mathverify_sweep import processes
 from mathverify_sweep.specs import RunResult, RunSpec
 from mathverify_sweep.states import EndReason, RunState
 from mathverify_sweep.store.tables import runs
@@ -16,12 +19,35 @@ from mathverify_sweep.store.tables import runs
 
 @dataclass(frozen=True, slots=True)
 class WorkerIdentity:
-    """Who runs something, in words that a person can act on."""
+    """Who runs something, in words that a person can act on; the fields are columns of `mv_runs`.
+
+    `boot_id` and `process_start` tell whether its process lives (see `processes`), `job_id` names it to a scheduler,
+    `lease_seconds` is the period that it keeps to. All four are None in rows of an older version.
+    """
 
     worker_id: str
     host: str
     pid: int
     gpu: str
+    boot_id: str | None = None
+    process_start: int | None = None
+    job_id: str | None = None
+    lease_seconds: float | None = None
+
+    @classmethod
+    def of_this_process(cls, gpu_label: str, lease_seconds: float) -> WorkerIdentity:
+        """A new worker in this process."""
+        pid = os.getpid()
+        boot_id, start, job_id = processes.boot_id(), processes.start_of(pid), processes.job_id(os.environ)
+        host = socket.gethostname()
+        return cls(secrets.token_hex(4), host, pid, gpu_label, boot_id, start, job_id, lease_seconds)
+
+    @classmethod
+    def of(cls, row: sa.Row[Any]) -> WorkerIdentity | None:
+        """The worker of a row of `mv_runs`; None while none has taken it."""
+        if row.worker_id is None:
+            return None
+        return cls(**{name: getattr(row, name) for name in cls.__slots__})
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,13 +143,9 @@ def leased(worker: WorkerIdentity, now: datetime) -> dict[str, Any]:
     return {
         "state": RunState.RUNNING,
         "lease_token": new_id(),
-        "worker_id": worker.worker_id,
-        "host": worker.host,
-        "pid": worker.pid,
-        "gpu": worker.gpu,
         "started_at": now,
         "renewed_at": now,
-    }
+    } | asdict(worker)
 
 
 def held(run_id: str, lease_token: str) -> sa.ColumnElement[bool]:
@@ -148,7 +170,7 @@ def run_record(row: sa.Row[Any]) -> RunRecord:
         after=row.after_run,
         lease_token=row.lease_token,
         renewals=row.renewals,
-        worker=WorkerIdentity(row.worker_id, row.host, row.pid, row.gpu) if row.worker_id else None,
+        worker=WorkerIdentity.of(row),
         created_at=row.created_at,
         started_at=row.started_at,
         renewed_at=row.renewed_at,

@@ -90,14 +90,14 @@ def test_workers_that_start_at_once_upgrade_once(database_url: str) -> None:
     assert [process.communicate(timeout=60)[1] for process in started] == [""] * 4
     engine = connect(database_url)
     with transaction(engine) as connection:
-        assert connection.exec_driver_sql("SELECT version_num FROM mvsweep_alembic_version").all() == [("0001",)]
+        assert connection.exec_driver_sql("SELECT version_num FROM mvsweep_alembic_version").all() == [("0002",)]
     engine.dispose()
 
 
 def test_a_database_of_a_newer_version_is_refused(engine: Engine) -> None:
     with transaction(engine) as connection:
         connection.exec_driver_sql("UPDATE mvsweep_alembic_version SET version_num = '9999'")
-    with pytest.raises(StorageError, match=r"revision 9999.*up to 0001.*Install that version here, or restore"):
+    with pytest.raises(StorageError, match=r"revision 9999.*up to 0002.*Install that version here, or restore"):
         upgrade(engine)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -165,3 +167,36 @@ def test_a_reservation_that_died_leaves_nothing_and_costs_no_trial(study: Engine
     assert runs.runs(study, "s") == []
     assert not runs.attach(study, dead, 0, spec)
     assert runs.reserve(study, "s", ANN, one, NOW) is not None
+
+
+def test_a_worker_with_a_longer_period_than_the_observer_is_given_its_own(study: Engine, spec: RunSpec) -> None:
+    runs.enqueue(study, spec, NOW)
+    slow = replace(ANN, lease_seconds=300.0)
+    assert runs.claim_waiting(study, "s", slow, NOW)
+    clock = Clock()
+    watch = Watch(PERIOD, clock)
+    watch.look(study, "s")
+    assert look_every(watch, clock, study, 60, 9) == []
+    (observed,) = look_every(watch, clock, study, 60, 1)
+    assert observed.worker == slow
+
+
+def test_a_worker_with_a_shorter_period_is_not_judged_by_looks_that_are_further_apart(
+    study: Engine, spec: RunSpec
+) -> None:
+    runs.enqueue(study, spec, NOW)
+    assert runs.claim_waiting(study, "s", replace(ANN, lease_seconds=1.0), NOW)
+    clock = Clock()
+    watch = Watch(PERIOD, clock)
+    watch.look(study, "s")
+    assert look_every(watch, clock, study, 30, 3) == []
+
+
+def test_who_a_worker_is_comes_back_from_the_database_whole(study: Engine, spec: RunSpec) -> None:
+    me = WorkerIdentity.of_this_process("cpu", 60.0)
+    runs.enqueue(study, spec, NOW)
+    claim = runs.claim_waiting(study, "s", me, NOW)
+    assert claim is not None
+    assert runs.get(study, claim.run_id).worker == me
+    assert (me.pid, me.lease_seconds) == (os.getpid(), 60.0)
+    assert me != WorkerIdentity.of_this_process("cpu", 60.0), "two workers in one process are two"
