@@ -28,20 +28,10 @@ from mathverify_sweep.specs import RunSpec, TrainParams
 from mathverify_sweep.training import adapters, head
 from mathverify_sweep.training.base import BaseModel
 from mathverify_sweep.training.batches import micro_batches, total_weight
+from mathverify_sweep.training.course import Step
 from mathverify_sweep.training.evaluate import last_positions, padded
 
 IGNORED = -100
-
-
-@dataclass(frozen=True)
-class Step:
-    """One optimizer step, looked at after it was taken."""
-
-    number: int
-    rows_seen: int
-    loss: float
-    gradient_norm: float
-    learning_rate: float
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from mathverify_sweep.states import EndReason
 from mathverify_sweep.training.reference import ReferenceEngine
-from tests.training.tiny_fixture import Place, Recorder
+from tests.training.tiny_fixture import Place, Recorder, trained
 
 pytestmark = [
     pytest.mark.gpu,
@@ -45,7 +45,7 @@ def test_every_optimizer_learns_in_bfloat16_on_nf4(
 ) -> None:
     params = {"optim": optim, "lora_r": 64, "learning_rate": 3e-4 if optim == "lion_8bit" else 3e-3}
     recorder = Recorder()
-    result = engine.run(place.spec(params=params, quantization="nf4", train_rows=120), tmp_path, recorder)
+    result = trained(engine, place.spec(params=params, quantization="nf4", train_rows=120), tmp_path, recorder)
     assert sum(recorder.losses[-3:]) / 3 < 0.6 * recorder.losses[0]
     assert 0 < result.peak_memory_bytes < 2**30
     weights = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
@@ -58,8 +58,8 @@ def test_float32_on_a_gpu_is_float32_on_a_cpu(
 ) -> None:
     spec = place.spec(params=params, base_model={"compute_dtype": "float32"}, micro_batch_tokens=128)
     ours, reference = Recorder(), Recorder()
-    there = engine.run(spec, tmp_path / "gpu", ours)
-    here = ReferenceEngine("cpu").run(spec, tmp_path / "cpu", reference)
+    there = trained(engine, spec, tmp_path / "gpu", ours)
+    here = trained(ReferenceEngine("cpu"), spec, tmp_path / "cpu", reference)
     assert ours.losses == pytest.approx(reference.losses, abs=1e-3)
     assert there.log_odds == pytest.approx(here.log_odds, abs=1e-2)
 
@@ -71,7 +71,7 @@ def test_the_micro_batch_changes_nothing(
     adapters = []
     for tokens in (16, 100_000):
         spec = place.spec(params=params, base_model={"compute_dtype": "float32"}, micro_batch_tokens=tokens)
-        engine.run(spec, tmp_path, Recorder())
+        trained(engine, spec, tmp_path, Recorder())
         adapters.append(load_file(tmp_path / "adapter" / "adapter_model.safetensors"))
     one_row, whole = adapters
     assert max((one_row[name] - whole[name]).abs().max().item() for name in whole) < 1e-4
@@ -83,7 +83,7 @@ def test_a_run_leaves_no_trace_on_the_base(
 ) -> None:
     spec = place.spec(quantization=quantization, train_rows=16)
     before = engine.score(spec, None, "validation")
-    engine.run(spec.model_copy(update={"gradient_checkpointing": True}), tmp_path, Recorder())
+    trained(engine, spec.model_copy(update={"gradient_checkpointing": True}), tmp_path, Recorder())
     assert engine.score(spec, None, "validation") == before
 
 
@@ -91,9 +91,9 @@ def test_the_gpus_memory_running_out_is_a_result(
     place: Place, engine: ReferenceEngine, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     spec = place.spec(train_rows=32, micro_batch_tokens=100_000, params={"effective_batch_size": 32})
-    assert engine.run(spec, tmp_path, Recorder()).end_reason is EndReason.FINISHED
+    assert trained(engine, spec, tmp_path, Recorder()).end_reason is EndReason.FINISHED
     torch.cuda.empty_cache()
     request.getfixturevalue("little_memory")
-    assert engine.run(spec, tmp_path, Recorder()).end_reason is EndReason.OUT_OF_MEMORY
+    assert trained(engine, spec, tmp_path, Recorder()).end_reason is EndReason.OUT_OF_MEMORY
     torch.cuda.set_per_process_memory_fraction(1.0)
-    assert engine.run(spec, tmp_path, Recorder()).end_reason is EndReason.FINISHED
+    assert trained(engine, spec, tmp_path, Recorder()).end_reason is EndReason.FINISHED

@@ -18,7 +18,7 @@ from mathverify_sweep.data.encode import answer_ids, encode
 from mathverify_sweep.specs import ALL_LINEAR, RunSpec
 from mathverify_sweep.training.batches import training_order
 from mathverify_sweep.training.reference import ReferenceEngine
-from tests.training.tiny_fixture import Place, Recorder
+from tests.training.tiny_fixture import Place, Recorder, trained
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_a_run_is_what_stock_trl_does(
     monkeypatch.setenv("CI", "1")  # stock TRL sends no telemetry then
     spec = place.spec(params={"prompt_loss_weight": weight}, train_rows=48, micro_batch_tokens=128)
     recorder = Recorder()
-    ReferenceEngine("cpu").run(spec, tmp_path / "ours", recorder)
+    trained(ReferenceEngine("cpu"), spec, tmp_path / "ours", recorder)
     losses, adapter = stock_run(spec, tmp_path / "stock")
     ours = load_file(tmp_path / "ours" / "adapter" / "adapter_model.safetensors")
     assert recorder.losses == pytest.approx(losses, abs=1e-5)

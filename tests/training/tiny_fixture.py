@@ -15,15 +15,18 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from mathverify_sweep.data import dataset, prompts
-from mathverify_sweep.specs import BaseModelSpec, DataSpec, RunSpec, TrainParams
-from mathverify_sweep.states import Verdict
+from mathverify_sweep.specs import BaseModelSpec, DataSpec, RunResult, RunSpec, TrainParams
+from mathverify_sweep.states import EndReason, Verdict
+from mathverify_sweep.training.order import Engine, Order
 
 
 class Recorder:
-    """Remembers what a run says. Prunes at the rung it is given."""
+    """Remembers what a run says. Prunes at the rung it is given, or interrupts after some steps."""
 
-    def __init__(self, prune_at: int | None = None) -> None:
+    def __init__(self, prune_at: int | None = None, interrupt: tuple[int, EndReason] | None = None) -> None:
         self.prune_at = prune_at
+        self.interrupt = interrupt
+        self.steps = 0
         self.reports: list[tuple[int, float]] = []
         self.logs: list[tuple[int, float, float]] = []
 
@@ -34,9 +37,32 @@ class Recorder:
     def log(self, rows_seen: int, loss: float, learning_rate: float) -> None:
         self.logs.append((rows_seen, loss, learning_rate))
 
+    def interrupted(self) -> EndReason | None:
+        self.steps += 1
+        return self.interrupt[1] if self.interrupt and self.steps >= self.interrupt[0] else None
+
     @property
     def losses(self) -> list[float]:
         return [loss for _, loss, _ in self.logs]
+
+
+def trained(
+    engine: Engine, spec: RunSpec, folder: Path, recorder: Recorder, start_adapter: Path | None = None, **rest: Any
+) -> RunResult:
+    """One run, alone in the engine, to its end. `rest` is of the order."""
+    engine.start("run", Order(spec, folder, start_adapter, **rest), recorder)
+    ended = engine.step()
+    while not ended:
+        ended = engine.step()
+    [(run_id, result)] = ended
+    assert run_id == "run"
+    return result
+
+
+def crash(result: RunResult) -> str:
+    """What a run that must have crashed says of it."""
+    assert result.end_reason is EndReason.CRASHED
+    return result.message
 
 
 def write_tokenizer(folder: Path, texts: list[str]) -> PreTrainedTokenizerFast:
