@@ -60,14 +60,34 @@ def adapter_folder(folder: Path) -> Path:
     return folder / "adapter"
 
 
+def checkpoints_folder(folder: Path) -> Path:
+    """The checkpoints within a run's folder."""
+    return folder / "checkpoints"
+
+
 def wandb_folder(folder: Path) -> Path:
     """What W&B writes within a run's folder."""
     return folder / "wandb"
 
 
+def offline_wandb_runs(folder: Path) -> list[Path]:
+    """The W&B runs within a run's folder that were recorded offline, for `wandb sync`."""
+    return sorted(wandb_folder(folder).glob("offline-run-*"))
+
+
 def engine_log(output: Path, study_name: str, worker_id: str) -> Path:
     """What the engine process of a worker prints."""
     return study_folder(output, study_name) / f"engine-{safe_name(worker_id)}.log"
+
+
+def outbox_file(output: Path, study_name: str, worker_id: str) -> Path:
+    """What a worker has to say to the database and has not said yet."""
+    return study_folder(output, study_name) / f"outbox-{safe_name(worker_id)}.jsonl"
+
+
+def outbox_files(output: Path, study_name: str) -> list[Path]:
+    """The outboxes of all workers of a study that have one."""
+    return sorted(study_folder(output, study_name).glob("outbox-*.jsonl"))
 
 
 def worker_log(output: Path, study_name: str, number: int) -> Path:
