@@ -27,7 +27,7 @@ from mathverify_sweep.errors import ConfigError, StudyError
 from mathverify_sweep.search_space import Value
 from mathverify_sweep.specs import RunResult, TrainParams
 from mathverify_sweep.states import ENDINGS, EndReason, Verdict
-from mathverify_sweep.store import runs, studies
+from mathverify_sweep.store import glances, studies
 from mathverify_sweep.store.runs import Point, RunRecord
 from mathverify_sweep.store.studies import StudyRecord
 from mathverify_sweep.store.turns import one_at_a_time
@@ -177,7 +177,8 @@ class StudyHandle:
         with storage_errors(self._engine):
             # Trials first: a run that is attached between the two reads is then seen.
             running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-            last = _last_attempts(runs.runs(self._engine, self.config.study))
+            numbers = [frozen.number for frozen in running]
+            last = glances.last_attempts(self._engine, self.config.study, numbers)
             for frozen in running:
                 run = last.get(frozen.number)
                 if run is not None and run.end_reason is None:
@@ -313,14 +314,3 @@ def _attributes(result: RunResult, run_id: str | None) -> dict[str, Any]:
     figures = result.metrics.model_dump() if result.metrics else {}
     spent = {"rows_seen": result.rows_seen, "train_seconds": round(result.train_seconds, 1)}
     return {name: value for name, value in {**about, **figures, **spent}.items() if value is not None}
-
-
-def _last_attempts(records: Iterable[RunRecord]) -> dict[int, RunRecord]:
-    """The last attempt of each trial."""
-    last: dict[int, RunRecord] = {}
-    for run in records:
-        if run.stage is None and run.trial_number is not None:
-            there = last.get(run.trial_number)
-            if there is None or run.attempt > there.attempt:
-                last[run.trial_number] = run
-    return last

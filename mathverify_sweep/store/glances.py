@@ -1,0 +1,46 @@
+"""Small reads that every worker makes a few times per lease period: they grow with what runs, not with the study."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Engine
+
+from mathverify_sweep.states import RunState
+from mathverify_sweep.store.database import transaction
+from mathverify_sweep.store.records import RunRecord, run_record
+from mathverify_sweep.store.tables import runs
+
+_MOST_AT_ONCE = 500
+"""Values in one IN list; SQLite takes no more than some thousand."""
+
+
+def unfinished(engine: Engine, study_name: str) -> int:
+    """How many runs of a study wait or run."""
+    query = sa.select(sa.func.count()).where(
+        runs.c.study_name == study_name, runs.c.state.in_([RunState.WAITING, RunState.RUNNING])
+    )
+    with transaction(engine) as connection:
+        return connection.scalar(query) or 0
+
+
+def last_attempts(engine: Engine, study_name: str, trial_numbers: Iterable[int]) -> dict[int, RunRecord]:
+    """The last attempt of each of these trials that has had one; stages do not count."""
+    numbers = sorted(trial_numbers)
+    found: dict[int, RunRecord] = {}
+    for start in range(0, len(numbers), _MOST_AT_ONCE):
+        some = numbers[start : start + _MOST_AT_ONCE]
+        with transaction(engine) as connection:
+            rows: list[sa.Row[Any]] = list(connection.execute(_attempts(study_name, some)))
+        found |= {row.trial_number: run_record(row) for row in rows}  # in the order of the queue: the last one stays
+    return found
+
+
+def _attempts(study_name: str, trial_numbers: list[int]) -> sa.Select[Any]:
+    return (
+        sa.select(runs, sa.literal(0).label("points"))
+        .where(runs.c.study_name == study_name, runs.c.stage.is_(None), runs.c.trial_number.in_(trial_numbers))
+        .order_by(runs.c.position)
+    )
