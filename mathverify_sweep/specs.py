@@ -172,6 +172,7 @@ class RunResult(Frozen):
         (), description="log P(True) - log P(False) per validation row, in the split's order"
     )
     rows_seen: int = 0
+    resumed_from_rows: int = Field(0, description="rows seen at the checkpoint that this attempt went on from")
     optimizer_steps: int = 0
     micro_batch_tokens: int = Field(0, description="padded tokens in one forward pass, as used")
     left_out_rows: int = Field(0, description="training rows left out because they do not fit max_length even when cut")

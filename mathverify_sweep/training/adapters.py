@@ -5,6 +5,7 @@ Refuses target modules that the base does not have, and a start adapter of anoth
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import warnings
@@ -62,6 +63,15 @@ def save(model: PeftModel, folder: Path) -> None:
     model.save_pretrained(str(partial), save_embedding_layers=False)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
+
+
+def digest(folder: Path) -> str:
+    """SHA-256 of a saved adapter's weights: which adapter it is, wherever it lies. Raises ModelError without one."""
+    try:
+        with (folder / _WEIGHTS).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelError(f"a start adapter needs {_CONFIG} and {_WEIGHTS} in {folder}: {error}") from error
 
 
 def _lora_config(base: BaseModel, spec: BaseModelSpec, params: TrainParams) -> LoraConfig:

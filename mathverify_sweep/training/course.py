@@ -1,6 +1,7 @@
-"""How far one run is: what it logs and reports, when it looks at itself, and how it ends. Knows no engine, no trainer.
+"""How far one run is: what it logs and reports, when it looks at itself, what it keeps, and how it ends.
 
-An engine hands over every optimizer step, and a function that evaluates the run's model as it stands.
+Knows no engine and no trainer: an engine hands over every optimizer step, with a function that evaluates the run's
+model as it stands, and one that writes all it needs to go on from here.
 """
 
 from __future__ import annotations
@@ -10,14 +11,17 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from mathverify_sweep import metrics
 from mathverify_sweep.errors import TrainingEnded
-from mathverify_sweep.specs import Metrics, RunResult, RunSpec
+from mathverify_sweep.specs import Frozen, Metrics, RunResult
 from mathverify_sweep.states import EndReason, Verdict
 from mathverify_sweep.training import device
+from mathverify_sweep.training.checkpoints import Checkpoint, Checkpoints
 from mathverify_sweep.training.divergence import DivergenceWatch
 from mathverify_sweep.training.material import Material
+from mathverify_sweep.training.order import Order
 from mathverify_sweep.training.reporter import Reporter
 
 LOG_POINTS = 50
@@ -25,6 +29,11 @@ LOG_POINTS = 50
 
 Evaluate = Callable[[int], Sequence[float]]
 """The log-odds of the first so many validation rows, by the run's model as it stands."""
+
+Fill = Callable[[Path], None]
+"""Writes all that the engine needs to go on from here into a folder. Its file `course.json` is the course's."""
+
+_FILE = "course.json"
 
 
 @dataclass(frozen=True)
@@ -39,23 +48,54 @@ class Step:
 
 
 class Course:
-    """One run's way from its first step to its result. `clock` counts seconds."""
+    """One attempt's way from its first step to its result. `clock` counts seconds."""
 
     def __init__(
-        self, spec: RunSpec, material: Material, reporter: Reporter, clock: Callable[[], float] = time.monotonic
+        self,
+        order: Order,
+        material: Material,
+        reporter: Reporter,
+        checkpoints: Checkpoints,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._spec, self._material, self._reporter, self._clock = spec, material, reporter, clock
+        self._order, self._spec, self._material, self._reporter = order, order.spec, material, reporter
+        self._checkpoints, self._clock = checkpoints, clock
         self._divergence = DivergenceWatch()
-        self._rungs = sorted(spec.rungs)
-        self._last_step = Step(number=0, rows_seen=0, loss=math.nan, gradient_norm=math.nan, learning_rate=0.0)
+        self._rungs = sorted(self._spec.rungs)
+        self._last_step = _before(0, 0)
         self._log_every = math.ceil(len(material.train.rows) / LOG_POINTS)
         self._losses_to_log: list[float] = []
         self._last_value: float | None = None
-        self._began = clock()
+        self._resumed_from_rows = 0
         self._eval_seconds = 0.0
+        self._began = self._kept_at = clock()
 
-    def after(self, step: Step, evaluate: Evaluate) -> None:
-        """Looks at an optimizer step. Raises TrainingEnded when it is the last one."""
+    def resume(self) -> Checkpoint | None:
+        """Where an earlier attempt got to: from here on the course is as if it had run there. None: there is nothing.
+
+        To be called first. The engine loads what it has kept in the folder, then calls `catch_up`.
+        """
+        found = self._checkpoints.newest()
+        if found is None:
+            return None
+        kept = _Kept.model_validate_json((found.folder / _FILE).read_bytes())
+        self._divergence = DivergenceWatch(kept.recent_losses, kept.lowest_loss)
+        self._rungs = [rung for rung in self._rungs if rung > kept.answered_rows]
+        self._last_step = _before(kept.steps, kept.rows_seen)
+        self._losses_to_log = list(kept.losses_to_log)
+        self._resumed_from_rows = kept.rows_seen
+        return found
+
+    def catch_up(self, evaluate: Evaluate) -> None:
+        """Answers the rungs that the earlier attempt had passed and not reported. Raises TrainingEnded."""
+        if self._rungs and self._last_step.rows_seen >= self._rungs[0]:
+            self._report(evaluate)
+
+    def after(self, step: Step, evaluate: Evaluate, fill: Fill) -> None:
+        """Looks at an optimizer step. Raises TrainingEnded when it is the last one.
+
+        An interrupt is heard before a rung is evaluated: who preempts does not wait for long.
+        """
         logs_before = self._last_step.rows_seen // self._log_every
         self._last_step = step
         self._divergence.check(step.loss, step.gradient_norm, step.rows_seen)
@@ -65,9 +105,12 @@ class Course:
             self._reporter.log(step.rows_seen, mean, step.learning_rate)
             self._losses_to_log.clear()
         if reason := self._reporter.interrupted():
-            raise TrainingEnded(reason, f"interrupted after {step.rows_seen} rows")
-        if self._rungs and step.rows_seen >= self._rungs[0]:
-            self._report(evaluate)
+            if reason is EndReason.PREEMPTED:
+                self._keep(fill)
+            raise TrainingEnded(reason, f"after {step.rows_seen} rows")
+        self.catch_up(evaluate)
+        if self._clock() - self._kept_at >= self._order.checkpoint_seconds:
+            self._keep(fill)
 
     def finish(self, evaluate: Evaluate) -> tuple[Metrics, tuple[float, ...]]:
         """The look at all validation rows after the last step."""
@@ -97,12 +140,33 @@ class Course:
             message=message,
             value=self._last_value if reason in (EndReason.FINISHED, EndReason.PRUNED) else None,
             rows_seen=self._last_step.rows_seen,
+            resumed_from_rows=self._resumed_from_rows,
             optimizer_steps=self._last_step.number,
             micro_batch_tokens=self._material.micro_batch_tokens,
             left_out_rows=self._material.train.left_out,
             train_seconds=self._clock() - self._began - self._eval_seconds,
             eval_seconds=self._eval_seconds,
         )
+
+    def _keep(self, fill: Fill) -> None:
+        """A checkpoint of the run as it is after its last step."""
+        step = self._last_step
+        recent, lowest = self._divergence.seen
+        kept = _Kept(
+            steps=step.number,
+            rows_seen=step.rows_seen,
+            answered_rows=self._rungs[0] - 1 if self._rungs else step.rows_seen,
+            losses_to_log=tuple(self._losses_to_log),
+            recent_losses=recent,
+            lowest_loss=lowest,
+        )
+
+        def fill_all(folder: Path) -> None:
+            (folder / _FILE).write_text(kept.model_dump_json(indent=1), encoding="utf-8")
+            fill(folder)
+
+        self._checkpoints.write(step.rows_seen, fill_all)
+        self._kept_at = self._clock()
 
     def _report(self, evaluate: Evaluate) -> None:
         """One look answers every rung that this step has passed."""
@@ -125,3 +189,19 @@ class Course:
         self._last_value = metrics.objective_value(judged, self._spec.objective)
         self._eval_seconds += self._clock() - began
         return judged, tuple(odds)
+
+
+class _Kept(Frozen):
+    """What of a course a checkpoint keeps. Every rung up to `answered_rows` has been reported."""
+
+    steps: int
+    rows_seen: int
+    answered_rows: int
+    losses_to_log: tuple[float, ...]
+    recent_losses: tuple[float, ...]
+    lowest_loss: float | None
+
+
+def _before(number: int, rows_seen: int) -> Step:
+    """The step behind a run that has not taken one yet, here."""
+    return Step(number, rows_seen, loss=math.nan, gradient_norm=math.nan, learning_rate=0.0)

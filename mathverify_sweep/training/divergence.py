@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Iterable
 from statistics import median
 
 from mathverify_sweep.errors import TrainingEnded
@@ -24,9 +25,15 @@ NEVER_BELOW = 3 * math.log(2)
 class DivergenceWatch:
     """Looks at every optimizer step of one run."""
 
-    def __init__(self) -> None:
-        self._recent: deque[float] = deque(maxlen=WINDOW)
-        self._lowest = math.inf
+    def __init__(self, recent: Iterable[float] = (), lowest: float | None = None) -> None:
+        """With what another watch has seen up to here, this one goes on from there."""
+        self._recent = deque(recent, maxlen=WINDOW)
+        self._lowest = math.inf if lowest is None else lowest
+
+    @property
+    def seen(self) -> tuple[tuple[float, ...], float | None]:
+        """The last losses and the lowest level, as the constructor takes them."""
+        return tuple(self._recent), self._lowest if self._recent else None
 
     def check(self, loss: float, gradient_norm: float, rows_seen: int) -> None:
         """Raises TrainingEnded(DIVERGED) when this step ends the run."""

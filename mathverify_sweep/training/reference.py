@@ -6,6 +6,7 @@ The base model, the data and the encoded rows stay loaded from run to run. Howev
 from __future__ import annotations
 
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 from mathverify_sweep.paths import adapter_folder
@@ -13,6 +14,7 @@ from mathverify_sweep.specs import DataSpec, RunResult, RunSpec, Split
 from mathverify_sweep.states import EndReason
 from mathverify_sweep.training import adapters, base, device
 from mathverify_sweep.training.batches import training_order
+from mathverify_sweep.training.checkpoints import Checkpoints
 from mathverify_sweep.training.course import Course
 from mathverify_sweep.training.evaluate import log_odds
 from mathverify_sweep.training.material import Library, Material
@@ -47,14 +49,11 @@ class ReferenceEngine:
         if self._started is None:
             return []
         run_id, order, reporter = self._started
+        self._started = None
         try:
-            material = self._library.material(order.spec)
+            result = self._trained(order, self._library.material(order.spec), reporter)
         except Exception:  # noqa: BLE001 - whatever is wrong with a run ends that run
             result = RunResult(end_reason=EndReason.CRASHED, message=traceback.format_exc(limit=-12))
-        else:
-            result = self._trained(order, material, reporter)
-        finally:
-            self._started = None
         return [(run_id, result)]
 
     def score(self, spec: RunSpec, adapter: Path | None, split: Split) -> tuple[float, ...]:
@@ -70,24 +69,29 @@ class ReferenceEngine:
 
     def _trained(self, order: Order, material: Material, reporter: Reporter) -> RunResult:
         """Trains, evaluates, and leaves the adapter in the order's folder."""
-        spec, target = order.spec, adapter_folder(order.folder)
-        course = Course(spec, material, reporter)
+        course = Course(order, material, reporter, Checkpoints(order, "reference"))
         device.reset_peak_memory(self.device)
-        epoch = Epoch(training_order(material.train.rows, spec.seed), material.micro_batch_tokens, order.folder)
         try:
-            with adapters.attached(material.base, spec, order.start_adapter) as model:
-                train(
-                    material.base,
-                    model,
-                    spec,
-                    epoch,
-                    lambda step: course.after(step, lambda count: material.log_odds(model, count)),
-                )
-                judged, odds = course.finish(lambda count: material.log_odds(model, count))
-                adapters.save(model, target)
-            ending = course.finished(judged, odds, target.name)
+            ending = self._to_its_end(order, material, course)
         except Exception as error:  # noqa: BLE001 - whatever is wrong with a run ends that run
             ending = course.ended_by(error)
         peak = device.peak_memory(self.device)
         device.free_memory(self.device)
         return ending.model_copy(update={"peak_memory_bytes": peak})
+
+    def _to_its_end(self, order: Order, material: Material, course: Course) -> RunResult:
+        spec, target = order.spec, adapter_folder(order.folder)
+        resumed = course.resume()
+        start = adapter_folder(resumed.folder) if resumed else order.start_adapter
+        rows = training_order(material.train.rows, spec.seed)
+        epoch = Epoch(rows, material.micro_batch_tokens, order.folder, resumed.folder if resumed else None)
+        with adapters.attached(material.base, spec, start) as model:
+
+            def evaluate(count: int) -> Sequence[float]:
+                return material.log_odds(model, count)
+
+            course.catch_up(evaluate)
+            train(material.base, model, spec, epoch, lambda step, fill: course.after(step, evaluate, fill))
+            judged, odds = course.finish(evaluate)
+            adapters.save(model, target)
+        return course.finished(judged, odds, target.name)

@@ -20,10 +20,12 @@ from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from mathverify_sweep.data.encode import EncodedRow
+from mathverify_sweep.paths import adapter_folder
 from mathverify_sweep.specs import RunSpec, TrainParams
 from mathverify_sweep.training import adapters, head
 from mathverify_sweep.training.base import BaseModel
@@ -36,14 +38,19 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Epoch:
-    """Rows in the order in which they are met, padded tokens in one micro-batch, and the run's folder."""
+    """Rows in the order in which they are met, padded tokens in one micro-batch, and the run's folder.
+
+    `resumed`: a folder that an earlier trainer of these rows was saved to, whose adapter is on the model by now.
+    """
 
     rows: Sequence[EncodedRow]
     micro_batch_tokens: int
     folder: Path
+    resumed: Path | None = None
 
 
-AfterStep = Callable[[Step], None]
+AfterStep = Callable[[Step, Callable[[Path], None]], None]
+"""Gets the step, and what saves the trainer as it is after it into a folder."""
 
 
 def train(base: BaseModel, model: PeftModel, spec: RunSpec, epoch: Epoch, after_step: AfterStep) -> None:
@@ -59,13 +66,15 @@ def train(base: BaseModel, model: PeftModel, spec: RunSpec, epoch: Epoch, after_
             # The trainer handles the rows' numbers only: a table of token ids would have to be written and read back.
             train_dataset=Dataset.from_dict({"row": range(len(epoch.rows))}),
             data_collator=_Collator(base, spec, epoch),
-            callbacks=[_Steps(spec.params.effective_batch_size, len(epoch.rows), after_step)],
         )
+    trainer.add_callback(
+        _Steps(spec.params.effective_batch_size, len(epoch.rows), lambda step: after_step(step, trainer.save_to))
+    )
     trainer.remove_callback(PrinterCallback)
     with warnings.catch_warnings():
         # bitsandbytes, of the paged optimizers: without a GPU there is nothing to page from.
         warnings.filterwarnings("ignore", "Paged optimizers are not supported on CPU", UserWarning)
-        trainer.train()
+        trainer.train(resume_from_checkpoint=str(epoch.resumed) if epoch.resumed else None)
 
 
 class VerdictTrainer(SFTTrainer):
@@ -92,6 +101,17 @@ class VerdictTrainer(SFTTrainer):
             log_probs = read(model, inputs)
         weights: Tensor = inputs["weights"]
         return -(log_probs * weights).sum()
+
+    def save_to(self, folder: Path) -> None:
+        """The adapter, and what `train` reads when it resumes: optimizer, schedule, random numbers, rows seen."""
+        assert isinstance(self.model, PeftModel)
+        adapters.save(self.model, adapter_folder(folder))
+        self._save_optimizer_and_scheduler(str(folder))
+        self._save_rng_state(str(folder))
+        self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+
+    def _load_from_checkpoint(self, *_: Any, **__: Any) -> None:
+        """The adapter is on the model already: PEFT's loader would change its dtype."""
 
     def _verdict_log_probs(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         with head.reading(model, inputs["positions"]):
@@ -149,6 +169,7 @@ class _Steps(TrainerCallback):
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:  # noqa: ARG002
         """The trainer logs each step (`logging_steps=1`), and once more, without a loss, when it is done."""
         logs = kwargs["logs"]
+        state.log_history.clear()  # nobody reads it, and every checkpoint would hold all of it
         if "loss" in logs:
             rows_seen = min(state.global_step * self._batch_size, self._rows)
             self._after_step(Step(state.global_step, rows_seen, logs["loss"], logs["grad_norm"], logs["learning_rate"]))

@@ -1,0 +1,173 @@
+"""Checkpoints: all that is needed to go on with a run, written whole and proved before it is used.
+
+    <run folder>/checkpoints/<rows seen>/manifest.json   size and SHA-256 of every other file, and of which mathematics
+    <run folder>/checkpoints/<rows seen>/...             what the engine and the run's course keep
+
+A folder appears under its name only when all of it is on the disk, so a run that is killed at any instant leaves the
+one before. Damaged checkpoints, and those of another engine or of a run with other mathematics, are never gone on from.
+What they hold is read without running anything: weights as safetensors, the rest as JSON or by
+`torch.load(weights_only=True)`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from mathverify_sweep.data import prompts
+from mathverify_sweep.paths import checkpoints_folder
+from mathverify_sweep.specs import Frozen
+from mathverify_sweep.training import adapters
+from mathverify_sweep.training.order import Order
+
+log = logging.getLogger(__name__)
+
+KEPT = 2
+"""How many checkpoints an attempt keeps: one more than is needed, should the last be damaged."""
+
+_FORMAT = 1
+_MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder whose files are all there and as they were written."""
+
+    folder: Path
+    rows_seen: int
+
+
+class Checkpoints:
+    """Those that an attempt writes, and the one it goes on from. `engine` names who can read them."""
+
+    def __init__(self, order: Order, engine: str) -> None:
+        self._root = checkpoints_folder(order.folder)
+        self._earlier = tuple(map(checkpoints_folder, order.resume_from))
+        self._engine = engine
+        self._mathematics = mathematics(order)
+        self._has_warned = False
+
+    def newest(self) -> Checkpoint | None:
+        """The one of the earlier attempts that has seen the most rows; what is wrong with better ones is logged."""
+        for rows_seen, folder in sorted(self._written(), key=lambda found: -found[0]):
+            try:
+                self._prove(folder, rows_seen)
+            except (OSError, ValueError) as error:
+                log.warning("checkpoint %s is left aside, an earlier one or the start is used: %s", folder, error)
+            else:
+                return Checkpoint(folder, rows_seen)
+        return None
+
+    def write(self, rows_seen: int, fill: Callable[[Path], None]) -> None:
+        """Keep what `fill` writes into the folder that it is given. Training goes on when the disk cannot take it."""
+        folder = self._root / str(rows_seen)
+        partial = self._root / f"{rows_seen}.partial"
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            fill(partial)
+            self._seal(partial, rows_seen)
+            partial.rename(folder)
+            _sync(self._root)
+            for old in sorted(_numbered(self._root))[:-KEPT]:
+                shutil.rmtree(self._root / str(old))
+        # The ways in which Python, safetensors and torch say that a file cannot be written. What is wrong with more
+        # than the disk shows again at the next step.
+        except (OSError, SafetensorError, RuntimeError) as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            if not self._has_warned:
+                log.warning("no checkpoint after %d rows, training goes on without: %s", rows_seen, error)
+            self._has_warned = True
+
+    def _written(self) -> list[tuple[int, Path]]:
+        return [(number, root / str(number)) for root in self._earlier for number in _numbered(root)]
+
+    def _seal(self, folder: Path, rows_seen: int) -> None:
+        """The manifest, last; then all of it on the disk."""
+        found = {name: _File(size=path.stat().st_size, sha256=_sha256(path)) for name, path in _files(folder).items()}
+        manifest = _Manifest(
+            format=_FORMAT, engine=self._engine, rows_seen=rows_seen, mathematics=self._mathematics, files=found
+        )
+        (folder / _MANIFEST).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
+        for path in [*(path for path in folder.rglob("*")), folder]:
+            _sync(path)
+
+    def _prove(self, folder: Path, rows_seen: int) -> None:
+        """Raises OSError or ValueError when this is not a whole checkpoint of this run's mathematics."""
+        manifest = _Manifest.model_validate_json((folder / _MANIFEST).read_bytes())
+        expected = (_FORMAT, self._engine, rows_seen, self._mathematics)
+        if (manifest.format, manifest.engine, manifest.rows_seen, manifest.mathematics) != expected:
+            raise ValueError("it belongs to another engine, version, or run")
+        found = _files(folder)
+        if found.keys() != manifest.files.keys():
+            raise ValueError(f"its manifest names other files: {sorted(found.keys() ^ manifest.files.keys())}")
+        for name, path in found.items():
+            if manifest.files[name] != _File(size=path.stat().st_size, sha256=_sha256(path)):
+                raise ValueError(f"{name} is not as it was written")
+
+
+class _File(Frozen):
+    """What a file of a checkpoint must be."""
+
+    size: int
+    sha256: str
+
+
+class _Manifest(Frozen):
+    """What a checkpoint must be."""
+
+    format: int
+    engine: str
+    rows_seen: int
+    mathematics: str
+    files: dict[str, _File]
+
+
+def mathematics(order: Order) -> str:
+    """A digest of all that decides the weights after so many rows, and of nothing that only decides how fast.
+
+    Not of the study's name, the rungs or the micro-batch: an attempt with a smaller one goes on from a larger one's.
+    Raises ModelError when the start adapter is not there.
+    """
+    spec = order.spec
+    decisive = {
+        **spec.model_dump(mode="json", include={"params", "base_model", "train_rows", "max_length", "seed"}),
+        "data_fingerprint": spec.data_fingerprint,
+        "prompt": prompts.find(spec.params.prompt_template, spec.prompt_texts),
+        "start_adapter": adapters.digest(order.start_adapter) if order.start_adapter else None,
+    }
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+
+def _numbered(root: Path) -> list[int]:
+    return [int(path.name) for path in root.iterdir() if path.name.isdecimal()] if root.is_dir() else []
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """All files but the manifest, by their names within the folder. Refuses links: they lead out of it."""
+    found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if not path.is_dir()}
+    if links := sorted(name for name, path in found.items() if path.is_symlink() or not path.is_file()):
+        raise ValueError(f"a checkpoint holds plain files, this one has {links}")
+    found.pop(_MANIFEST, None)
+    return found
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
