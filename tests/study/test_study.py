@@ -19,7 +19,7 @@ from mathverify_sweep.errors import ConfigError, DataDrift, StorageError, StudyE
 from mathverify_sweep.reports import rows
 from mathverify_sweep.specs import Metrics, RunResult
 from mathverify_sweep.states import EndReason, RunState, Verdict
-from mathverify_sweep.store import runs, studies
+from mathverify_sweep.store import glances, runs, studies
 from mathverify_sweep.store.database import connect, upgrade
 from mathverify_sweep.store.runs import Budget, Claim, WorkerIdentity
 from mathverify_sweep.study import study, views
@@ -405,7 +405,7 @@ def test_a_look_that_failed_starts_the_clock_again(handle: StudyHandle, monkeypa
         raise StorageError("the database is away")
 
     with monkeypatch.context() as patched:
-        patched.setattr(runs, "runs", outage)
+        patched.setattr(glances, "last_attempts", outage)
         with pytest.raises(StorageError):
             handle.reconcile(50.0, 100.0)
     assert handle.reconcile(100.0, 100.0) == []
