@@ -8,6 +8,7 @@ MvsweepError
 ├── ModelError         the base model or an adapter cannot be loaded, or cannot do what is asked
 ├── StudyError         no such study or run, or the study is not in a state that allows this
 ├── StorageError       the database cannot be opened, is of another version, or refuses
+│   └── StorageUnavailable  it is away, locked, out of connections or out of disk: later it may work
 └── TrainingEnded      training stopped for a reason that has a name (carries its EndReason)
 
 A message says the rule, what came, and what to do. The command line prints it in one line and exits with 2.
@@ -57,6 +58,10 @@ class StudyError(MvsweepError):
 
 class StorageError(MvsweepError):
     """The database cannot be opened, is of another version, or refuses."""
+
+
+class StorageUnavailable(StorageError):
+    """The database is away, locked, out of connections or out of disk: trying again later may help."""
 
 
 class TrainingEnded(MvsweepError):

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote_plus
 
 import sqlalchemy as sa
 from sqlalchemy import exc
@@ -19,10 +18,16 @@ from sqlalchemy.engine import URL, Connection, Engine
 
 from mathverify_sweep import paths
 from mathverify_sweep.errors import StorageError
+from mathverify_sweep.store.outages import storage_error
 from mathverify_sweep.store.tables import VERSION_TABLE
 
 SQLITE_BUSY_SECONDS = 60
+"""How long a transaction waits for the write lock; the workers of a machine take turns on it."""
 POSTGRES_CONNECT_SECONDS = 10
+POSTGRES_LOCK_SECONDS = 30
+"""How long a statement waits for a row that another transaction holds. Ours hold one for milliseconds."""
+POSTGRES_STANDSTILL_SECONDS = 60
+"""After this long without a statement the server cuts a transaction, and frees its locks: its host is suspended."""
 # Any fixed number: workers that start at once take turns on it while they upgrade.
 _UPGRADE_LOCK = 7_316_041_902
 
@@ -30,24 +35,39 @@ _UPGRADE_LOCK = 7_316_041_902
 def connect(url: str) -> Engine:
     """An engine for `url`, not yet connected. The folder of a SQLite file is made.
 
-    At most two connections a worker (its loop, its lease): workers are many and PostgreSQL's connections few.
+    It keeps one connection, a second one while a study is created: workers are many and PostgreSQL's connections few.
+    A connection that broke is never handed out again.
     """
     parsed = _parse(url)
-    options: dict[str, Any] = {"hide_parameters": True}
+    options: dict[str, Any] = {"hide_parameters": True, "pool_size": 1, "max_overflow": 1}
     if parsed.get_backend_name() == "sqlite":
         assert parsed.database is not None
         _make_folder(Path(parsed.database), url)
-        engine = sa.create_engine(parsed, connect_args={"timeout": SQLITE_BUSY_SECONDS}, **options)
+        engine = sa.create_engine(parsed, connect_args=connect_args("sqlite"), **options)
         prepare_sqlite(engine)
         return engine
-    return sa.create_engine(
-        parsed,
-        connect_args={"connect_timeout": POSTGRES_CONNECT_SECONDS},
-        pool_size=1,
-        max_overflow=1,
-        pool_pre_ping=True,
-        **options,
-    )
+    engine = sa.create_engine(parsed, connect_args=connect_args("postgresql"), pool_pre_ping=True, **options)
+    sa.event.listen(engine, "connect", _set_timeouts)
+    return engine
+
+
+def connect_args(dialect: str) -> dict[str, int]:
+    """What the drivers are told, ours and Optuna's."""
+    if dialect == "sqlite":
+        return {"timeout": SQLITE_BUSY_SECONDS}
+    # A host that is gone says nothing: without the last four a statement waits for it for a quarter of an hour.
+    return {
+        "connect_timeout": POSTGRES_CONNECT_SECONDS,
+        "keepalives_idle": 20,
+        "keepalives_interval": 5,
+        "keepalives_count": 4,
+        "tcp_user_timeout": 40_000,
+    }
+
+
+def rest(engine: Engine) -> None:
+    """Close the connections that are open and not in use, until one is needed again: a worker mostly waits."""
+    engine.dispose()
 
 
 def prepare_sqlite(engine: Engine) -> None:
@@ -83,18 +103,30 @@ def safe_url(url: str) -> str:
 
 @contextmanager
 def transaction(engine: Engine) -> Iterator[Connection]:
-    """One short transaction; whatever the driver says comes out as a StorageError of one line."""
+    """One short transaction. What the driver says comes out as one line, see `errors_of`."""
+    with errors_of(engine), engine.begin() as connection:
+        yield connection
+
+
+@contextmanager
+def errors_of(engine: Engine) -> Iterator[None]:
+    """The driver's errors come out in one line: StorageUnavailable when later may help, StorageError if it refuses."""
     try:
-        with engine.begin() as connection:
-            yield connection
+        yield
     except exc.SQLAlchemyError as error:
         # `from None`: the driver's own text may quote the connection string.
-        raise StorageError(_one_line(engine.url, error)) from None
+        raise storage_error(engine.url, error) from None
 
 
 def insert(connection: Connection, table: sa.Table) -> sqlite.Insert | postgresql.Insert:
     """An INSERT that knows ON CONFLICT, which SQLAlchemy has per dialect only."""
     return sqlite.insert(table) if connection.dialect.name == "sqlite" else postgresql.insert(table)
+
+
+def wait_for_turn(connection: Connection, lock: int) -> None:
+    """Hold PostgreSQL's advisory `lock` until the transaction ends, however long the others or this one take."""
+    connection.exec_driver_sql("SET LOCAL lock_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0")
+    connection.execute(sa.select(sa.func.pg_advisory_xact_lock(lock)))
 
 
 def upgrade(engine: Engine) -> None:
@@ -104,7 +136,7 @@ def upgrade(engine: Engine) -> None:
     """
     with transaction(engine) as connection:
         if engine.dialect.name == "postgresql":
-            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_UPGRADE_LOCK)))
+            wait_for_turn(connection, _UPGRADE_LOCK)
         _migrate(connection)
 
 
@@ -149,20 +181,18 @@ def _set_pragmas(connection: Any, _record: object) -> None:
         connection.execute("PRAGMA journal_mode = WAL")
 
 
+def _set_timeouts(connection: Any, _record: object) -> None:
+    # Not as a start-up option, which connection poolers refuse.
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"SET lock_timeout = {POSTGRES_LOCK_SECONDS * 1000};"
+            f"SET idle_in_transaction_session_timeout = {POSTGRES_STANDSTILL_SECONDS * 1000}"
+        )
+    connection.commit()
+
+
 def _begin_immediate(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-
-def _one_line(url: URL, error: exc.SQLAlchemyError) -> str:
-    """Which database, what it said, what to do."""
-    shown = safe_url(url.render_as_string(hide_password=True))
-    original = getattr(error, "orig", None) or error
-    said = " ".join(str(original).split()) or type(original).__name__
-    for form in {url.password or "", quote_plus(url.password or "")}:
-        said = said.replace(form, "***") if len(form) > 2 else said
-    if isinstance(error, exc.OperationalError | exc.InterfaceError):
-        return f"the database {shown} cannot be used: {said}. Check its URL, that it runs and that its disk has room."
-    return f"the database {shown} refused: {said}"
 
 
 def _migrate(connection: Connection) -> None:

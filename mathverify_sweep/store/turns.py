@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
-from mathverify_sweep.store.database import transaction
+from mathverify_sweep.store.database import transaction, wait_for_turn
 
 # Any fixed number, another one than that of the upgrade.
 _TURN_LOCK = 7_316_041_903
@@ -24,7 +23,7 @@ def one_at_a_time(engine: Engine) -> Iterator[None]:
     """
     if engine.dialect.name == "postgresql":
         with transaction(engine) as connection:
-            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_TURN_LOCK)))
+            wait_for_turn(connection, _TURN_LOCK)
             yield
         return
     import fcntl  # not on Windows, where only PostgreSQL is served

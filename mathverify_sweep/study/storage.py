@@ -22,37 +22,36 @@ _checked: set[str] = set()
 
 
 def open_storage(engine: Engine) -> RDBStorage:
-    """Optuna's storage in the database of `engine`, with a pool as small as ours. To be closed with `close_storage`.
+    """Optuna's storage on the connections of `engine`: one serves both. To be closed with `close_storage`.
 
     Raises StorageError, also when the tables are another Optuna's.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    options: dict[str, Any] = {"hide_parameters": True}
-    if engine.dialect.name == "sqlite":
-        options |= {"connect_args": {"timeout": database.SQLITE_BUSY_SECONDS}}
-    else:
-        timeout = {"connect_timeout": database.POSTGRES_CONNECT_SECONDS}
-        options |= {"connect_args": timeout, "pool_size": 1, "max_overflow": 1, "pool_pre_ping": True}
     url = engine.url.render_as_string(hide_password=False)
+    # Optuna insists on an engine of its own. It makes and checks the tables through it, once a process and database;
+    # then its sessions are bound to ours, and its own is never connected again.
+    options: dict[str, Any] = {"hide_parameters": True, "connect_args": database.connect_args(engine.dialect.name)}
     known = url in _checked
-    try:
-        storage = RDBStorage(url, options, skip_compatibility_check=known, skip_table_creation=known)
-    except Exception as error:  # noqa: BLE001 - the driver's, SQLAlchemy's and Optuna's errors, which share no root
-        raise _storage_error(engine, error) from None
+    with storage_errors(engine):
+        try:
+            storage = RDBStorage(url, options, skip_compatibility_check=known, skip_table_creation=known)
+        except RuntimeError as error:  # another Optuna's tables
+            raise StorageError(f"Optuna cannot use the database {engine.url.render_as_string()}: {error}") from None
+    storage.engine.dispose()
+    storage.remove_session()
+    storage.scoped_session.configure(bind=engine)
     _checked.add(url)
-    database.prepare_sqlite(storage.engine)
     return storage
 
 
 def close_storage(storage: RDBStorage) -> None:
-    """Close its connections."""
+    """Forget this thread's session. The connections are our engine's, who keeps or closes them."""
     storage.remove_session()
-    storage.engine.dispose()
 
 
 @contextmanager
 def opened(engine: Engine) -> Iterator[RDBStorage]:
-    """A storage for as long as the block lasts; what Optuna calls an internal error comes out as StorageError."""
+    """A storage for as long as the block lasts; errors as in `storage_errors`."""
     storage = open_storage(engine)
     try:
         with storage_errors(engine):
@@ -63,14 +62,11 @@ def opened(engine: Engine) -> Iterator[RDBStorage]:
 
 @contextmanager
 def storage_errors(engine: Engine) -> Iterator[None]:
-    """What Optuna calls an internal error comes out as a StorageError of one line."""
-    try:
-        yield
-    except StorageInternalError as error:
-        raise _storage_error(engine, error.__cause__ or error) from None
-
-
-def _storage_error(engine: Engine, error: BaseException) -> StorageError:
-    # The kind of the error, not its text: a driver may quote the connection string.
-    said = str(error) if isinstance(error, RuntimeError) else type(getattr(error, "orig", None) or error).__name__
-    return StorageError(f"Optuna cannot use the database {engine.url.render_as_string(hide_password=True)}: {said}")
+    """What Optuna or the driver below it calls an error of the database comes out as in `store.database.errors_of`."""
+    with database.errors_of(engine):
+        try:
+            yield
+        except StorageInternalError as error:
+            if isinstance(error.__cause__, Exception):
+                raise error.__cause__ from None
+            raise StorageError(f"Optuna: {error}") from None

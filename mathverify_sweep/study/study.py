@@ -196,9 +196,13 @@ class StudyHandle:
         with storage_errors(self._engine):
             return [view(trial) for trial in self._study.get_trials(deepcopy=False)]
 
-    def close(self) -> None:
-        """Close the connections."""
+    def rest(self) -> None:
+        """Hold no session of this thread; the connections are the engine's, see `store.database.rest`."""
         close_storage(self._storage)
+
+    def close(self) -> None:
+        """Let go of the database."""
+        self.rest()
 
     def __enter__(self) -> StudyHandle:
         return self

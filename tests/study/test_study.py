@@ -15,7 +15,7 @@ from sqlalchemy import create_engine
 from sqlalchemy.engine import Engine
 
 from mathverify_sweep.config import SweepConfig
-from mathverify_sweep.errors import ConfigError, DataDrift, StorageError, StudyError
+from mathverify_sweep.errors import ConfigError, DataDrift, StorageError, StorageUnavailable, StudyError
 from mathverify_sweep.reports import rows
 from mathverify_sweep.specs import Metrics, RunResult
 from mathverify_sweep.states import EndReason, RunState, Verdict
@@ -465,7 +465,7 @@ def test_a_handle_outlives_an_outage_that_it_calls_by_its_name(
     postgres.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
     postgres.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")
     for call in (lambda: handle.report(number, 100, 0.5), lambda: handle.tell(number, finished(0.5)), handle.trials):
-        with pytest.raises(StorageError, match="Optuna cannot use the database"):
+        with pytest.raises(StorageUnavailable, match="cannot be used"):
             call()
     postgres.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
     assert handle.report(number, 100, 0.5) is Verdict.CONTINUE
