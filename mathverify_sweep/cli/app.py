@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from mathverify_sweep import __version__
-from mathverify_sweep.cli import data, results, studies, workers
+from mathverify_sweep.cli import data, operations, results, studies, workers
 from mathverify_sweep.cli.shared import console
 from mathverify_sweep.errors import MvsweepError
 
@@ -38,6 +38,7 @@ for command in (
     results.compare,
     results.report,
     results.dashboard,
+    operations.doctor,
 ):
     app.command()(command)
 

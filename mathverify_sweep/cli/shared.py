@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from pydantic_core import to_json
 from rich.console import Console, RenderableType
+from rich.text import Text
 
 from mathverify_sweep import paths
 from mathverify_sweep.errors import StudyError
@@ -88,6 +90,15 @@ def show(form: Format, table: RenderableType, found: object) -> None:
         typer.echo(to_json(found, indent=2))
     else:
         console.print(table)
+
+
+def show_lines(form: Format, lines: Iterable[Text], found: object) -> None:
+    """Print lines that stay lines, however long, or what they were made from as JSON."""
+    if form is Format.json:
+        typer.echo(to_json(found, indent=2))
+        return
+    for line in lines:
+        console.print(line, soft_wrap=True)
 
 
 def write_report(database: Database, handle: StudyHandle, output: Path) -> Path:
