@@ -84,7 +84,7 @@ class Checkpoints:
         except (OSError, SafetensorError, RuntimeError) as error:
             shutil.rmtree(partial, ignore_errors=True)
             if not self._has_warned:
-                log.warning("no checkpoint after %d rows, training goes on without: %s", rows_seen, error)
+                log.warning("no checkpoint in %s, training goes on without (is the disk full?): %s", folder, error)
             self._has_warned = True
 
     def _written(self) -> list[tuple[int, Path]]:

@@ -16,7 +16,6 @@ from mathverify_sweep.training.reference import ReferenceEngine
 from tests.training.tiny_fixture import Place, Recorder, trained
 
 
-
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
