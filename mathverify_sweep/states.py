@@ -32,6 +32,7 @@ class EndReason(StrEnum):
     PRUNED = "pruned"
     LEASE_EXPIRED = "lease_expired"
     HUNG = "hung"
+    KILLED = "killed"
     PREEMPTED = "preempted"
     OUT_OF_MEMORY = "out_of_memory"
     DIVERGED = "diverged"
@@ -63,6 +64,7 @@ ENDINGS: Mapping[EndReason, Ending] = MappingProxyType(
         EndReason.DIVERGED: Ending(RunState.PRUNED, RunState.PRUNED),
         EndReason.LEASE_EXPIRED: Ending(RunState.FAIL, RunState.FAIL, retried=True, is_failure=True),
         EndReason.HUNG: Ending(RunState.FAIL, RunState.FAIL, retried=True, is_failure=True),
+        EndReason.KILLED: Ending(RunState.FAIL, RunState.FAIL, retried=True, is_failure=True),
         EndReason.PREEMPTED: Ending(RunState.FAIL, RunState.FAIL, retried=True),
         EndReason.OUT_OF_MEMORY: Ending(RunState.FAIL, RunState.PRUNED, retried=True),
         EndReason.CRASHED: Ending(RunState.FAIL, RunState.FAIL),

@@ -12,7 +12,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -30,6 +30,9 @@ QUEUE_LIMIT = 2_000
 """Points that wait for W&B before new ones are dropped; starts and ends are never dropped."""
 OFFLINE_SECONDS = 600.0
 """After a failed online start, runs go offline this long before online is tried again."""
+
+Drawn = tuple[int, Mapping[str, float]]
+"""Values over rows seen."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +58,14 @@ class Tracker:
         if settings.mode != "disabled":
             self._thread.start()
 
-    def start(self, run_id: str, spec: RunSpec, folder: Path, attempt: int = 1) -> TrackedRun:
-        """Open a W&B run for a trial or a stage; its files go to `folder`/wandb. Returns at once."""
+    def start(self, run_id: str, spec: RunSpec, folder: Path, earlier: Sequence[Drawn] = ()) -> TrackedRun:
+        """Open a W&B run for a trial or a stage; its files go to `folder`/wandb. Returns at once.
+
+        Another attempt gives the `run_id` of the first, and what that one logged: online it is the same W&B run, which
+        goes on; offline its folder has the whole curve, so that it is the one to sync.
+        """
         run = TrackedRun(self, run_id, spec)
-        self._put(lambda: run._begin(self._opened(run_id, spec, folder, attempt)))
+        self._put(lambda: run._begin(self._opened(run_id, spec, folder), earlier))
         return run
 
     def close(self, timeout: float = 15.0) -> None:
@@ -97,17 +104,21 @@ class Tracker:
         except Exception as error:  # noqa: BLE001 - W&B raises what it likes, and a picture must not end a run
             log.warning("W&B: %s", _without_secrets(error))
 
-    def _opened(self, run_id: str, spec: RunSpec, folder: Path, attempt: int) -> wandb.Run:
+    def _opened(self, run_id: str, spec: RunSpec, folder: Path) -> wandb.Run:
         folder.mkdir(parents=True, exist_ok=True)  # else W&B falls back to a temporary folder without being asked
-        options = _identity(run_id, spec, attempt) | {"dir": str(folder), "project": self._settings.project}
+        options = _identity(run_id, spec) | {"dir": str(folder), "project": self._settings.project}
         if self._settings.mode == "online" and time.monotonic() >= self._offline_until:
             try:
-                return _init("online", self._settings, options)
+                return _init("online", self._settings, options | {"resume": "allow"})
             except Exception as error:  # noqa: BLE001 - no key, no network, a server's mood: all mean offline
                 self._offline_until = time.monotonic() + OFFLINE_SECONDS
                 log.warning("run %s: W&B is recorded offline: %s", run_id, _without_secrets(error))
                 options["id"] = f"{run_id}-offline"  # W&B's service may still hold the id that it could not start
-        return _init("offline", self._settings, options)
+        try:
+            return _init("offline", self._settings, options)
+        except Exception:  # noqa: BLE001 - W&B's service process has died, which has no name of its own
+            self._attempt(_teardown)
+            return _init("offline", self._settings, options)
 
 
 class TrackedRun:
@@ -141,12 +152,14 @@ class TrackedRun:
         code = 0 if result.end_reason in (EndReason.FINISHED, EndReason.PRUNED) else 1
         self._tracker._put(lambda: self._end(summary, table, code))
 
-    def _begin(self, opened: wandb.Run) -> None:
+    def _begin(self, opened: wandb.Run, earlier: Sequence[Drawn]) -> None:
         self._wandb = opened
         self._tracker._open[self._run_id] = self
         self._link = str(Path(opened.dir).parent) if opened.offline else opened.url
         opened.define_metric("rows_seen", hidden=True)
         opened.define_metric("*", step_metric="rows_seen")
+        for rows_seen, values in earlier if opened.offline else ():
+            self._draw({"rows_seen": rows_seen, **values})
 
     def _draw(self, row: dict[str, float]) -> None:
         if self._wandb is not None:
@@ -165,11 +178,10 @@ class TrackedRun:
             opened.finish(exit_code=exit_code)
 
 
-def _identity(run_id: str, spec: RunSpec, attempt: int) -> dict[str, Any]:
-    # Attempts of one run have their own ids: a W&B id used twice gives two folders offline, and a clash online.
+def _identity(run_id: str, spec: RunSpec) -> dict[str, Any]:
     # What belongs together is found by group, by the tag of the trial, and by the lineage in the config.
     trial = f"trial-{spec.trial_number}"
-    name = trial + (f"-stage-{spec.stage}" if spec.stage else "") + (f"-attempt-{attempt}" if attempt > 1 else "")
+    name = trial + (f"-stage-{spec.stage}" if spec.stage else "")
     kind = "trial" if spec.stage is None else "stage"
     return {
         "id": run_id,
@@ -177,14 +189,14 @@ def _identity(run_id: str, spec: RunSpec, attempt: int) -> dict[str, Any]:
         "group": spec.study_name[:128],
         "job_type": kind,
         "tags": [kind, trial],
-        "config": _config(spec, attempt),
+        "config": _config(spec),
     }
 
 
-def _config(spec: RunSpec, attempt: int) -> dict[str, Any]:
+def _config(spec: RunSpec) -> dict[str, Any]:
     """Parameters by their own names, so that W&B's plots find them; the rest of the spec below its sections."""
     rest = spec.model_dump(mode="json", exclude={"params", "study_name", "prompt_texts"})
-    return {**spec.params.model_dump(mode="json"), "alpha": spec.params.alpha, **rest, "attempt": attempt}
+    return {**spec.params.model_dump(mode="json"), "alpha": spec.params.alpha, **rest}
 
 
 def _summary(spec: RunSpec, result: RunResult) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from mathverify_sweep.specs import BaseModelSpec, DataSpec, Metrics, RunResult, RunSpec, TrainParams
@@ -77,7 +78,7 @@ def silent_server() -> Iterator[str]:
 
 def test_an_offline_run_holds_config_curves_summary_and_lineage(tmp_path: Path) -> None:
     tracker = Tracker(TrackingSettings(project="sums"))
-    run = tracker.start("r1-a", spec(stage=2), tmp_path / "r1", attempt=2)
+    run = tracker.start("r1-a", spec(stage=2), tmp_path / "r1")
     for rows_seen in (250, 500):
         run.log(rows_seen, {"loss": 1 / rows_seen, "validation_accuracy": rows_seen / 1_000})
     run.finish(result(EndReason.FINISHED))
@@ -86,13 +87,13 @@ def test_an_offline_run_holds_config_curves_summary_and_lineage(tmp_path: Path) 
     assert run.link is not None
     assert Path(run.link).is_relative_to(tmp_path / "r1" / "wandb")
     told = summarised(run.link)
-    assert (told["run_id"], told["name"], told["project"]) == ("r1-a", "trial-7-stage-2-attempt-2", "sums")
+    assert (told["run_id"], told["name"], told["project"]) == ("r1-a", "trial-7-stage-2", "sums")
     assert told["tags"] == ["stage", "trial-7"]
     assert (told["state"], told["exit_code"]) == ("finished", 0)
     config = told["config"]
     assert (config["learning_rate"], config["lora_r"], config["alpha"]) == (3e-4, 8, 16)
     assert (config["trial_number"], config["stage"], config["start_from"]) == (7, 2, ["abc"])
-    assert (config["attempt"], config["data_fingerprint"]) == (2, "f00d")
+    assert config["data_fingerprint"] == "f00d"
     summary = told["summary"]
     assert (summary["validation_accuracy"], summary["auc"], summary["end_reason"]) == (0.9, 0.95, "finished")
     assert summary["started_from"] == "abc"
@@ -104,6 +105,46 @@ def test_an_offline_run_holds_config_curves_summary_and_lineage(tmp_path: Path) 
     assert [(r["rows_seen"], r["validation_accuracy"]) for r in rows if "loss" in r] == [(250, 0.25), (500, 0.5)]
     assert any(r.get("metric", {}).get("step_metric") == "rows_seen" for r in records)
     assert any(r.get("run", {}).get("run_group") == "fractions" for r in records)
+
+
+def test_another_attempt_holds_the_curve_of_those_before_it(tmp_path: Path) -> None:
+    tracker = Tracker(TrackingSettings())
+    run = tracker.start("r1-a", spec(), tmp_path / "again", earlier=[(250, {"loss": 0.75}), (500, {"loss": 0.5})])
+    run.log(750, {"loss": 0.25})
+    run.finish(result(EndReason.FINISHED))
+    tracker.close(PATIENCE)
+
+    assert run.link is not None
+    records = [json.loads(line) for line in inspect(run.link).splitlines()]
+    rows = [record["history"]["item"] for record in records if record["type"] == "history"]
+    assert [(row["rows_seen"], row["loss"]) for row in rows if "loss" in row] == [(250, 0.75), (500, 0.5), (750, 0.25)]
+
+
+def test_the_death_of_wandbs_own_process_costs_the_runs_that_were_open(tmp_path: Path) -> None:
+    # In a process of its own: W&B never waits for its dead child, which Python mentions at the end.
+    code = f"from tests.test_tracking import *; outlive_wandb(Path({str(tmp_path)!r}))"
+    ended = subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1], capture_output=True)
+
+    link = ended.stdout.decode().splitlines()[-1]
+    assert summarised(link)["summary"]["loss"] == 0.5
+
+
+def outlive_wandb(folder: Path) -> None:
+    """Lose W&B's process under one run, and draw another; prints where that one is."""
+    tracker = Tracker(TrackingSettings())
+    lost = tracker.start("lost", spec(), folder / "lost")
+    deadline = time.monotonic() + PATIENCE
+    while lost.link is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for child in psutil.Process().children(recursive=True):
+        child.kill()
+    lost.log(10, {"loss": 1.0})
+    lost.finish(result(EndReason.FINISHED))
+    kept = tracker.start("kept", spec(), folder / "kept")
+    kept.log(10, {"loss": 0.5})
+    kept.finish(result(EndReason.FINISHED))
+    tracker.close(PATIENCE)
+    sys.stdout.write(f"{kept.link}\n")
 
 
 def test_runs_follow_one_another_and_overlap_in_one_process(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -25,6 +26,27 @@ if TYPE_CHECKING:
     from mathverify_sweep.reports.models import StatusReport
 
 
+class EngineChoice(StrEnum):
+    """What trains the runs."""
+
+    auto = "auto"
+    packed = "packed"
+    reference = "reference"
+    rehearsal = "rehearsal"
+
+
+def auto_or_count(value: str) -> str:
+    """`auto`, or a whole number above 0."""
+    if value != "auto" and not (value.isdecimal() and int(value) > 0):
+        raise typer.BadParameter(f"must be auto or a whole number above 0, got {value!r}")
+    return value
+
+
+def number_or_auto(value: str) -> int | None:
+    """None for `auto`."""
+    return None if value == "auto" else int(value)
+
+
 def worker(
     study: Annotated[
         str, typer.Argument(metavar="FILE_OR_STUDY", help="A study's name, or a sweep file to create it from.")
@@ -33,18 +55,39 @@ def worker(
     output: Output = paths.DEFAULT_OUTPUT,
     gpu: Annotated[int | None, typer.Option(help="GPU number; without it the first one that no worker holds.")] = None,
     device: Annotated[str | None, typer.Option(help="`cpu` or `cuda`.")] = None,
+    engine: Annotated[
+        EngineChoice,
+        typer.Option(help="`rehearsal` trains nothing: it takes time and makes up values, to try a set-up."),
+    ] = EngineChoice.auto,
+    slots: Annotated[
+        str, typer.Option(metavar="auto|N", help="Runs that share the device at once, at most.", callback=auto_or_count)
+    ] = "auto",
+    token_budget: Annotated[
+        str, typer.Option(metavar="auto|N", help="Tokens of all slots in one pass.", callback=auto_or_count)
+    ] = "auto",
     count: Annotated[int | None, typer.Option(help="Take at most this many runs.", min=1)] = None,
     until_idle: Annotated[
         bool, typer.Option("--until-idle", help="End when the study has nothing left to do.")
     ] = False,
+    trust_gpu: Annotated[bool, typer.Option("--trust-gpu", help="Work on a GPU that is quarantined.")] = False,
+    checkpoint_seconds: Annotated[
+        float, typer.Option(help="Training time between two checkpoints of a run.", min=1)
+    ] = 300.0,
+    hang_seconds: Annotated[
+        float, typer.Option(help="An engine that takes no step for this long is ended.", min=1)
+    ] = 1800.0,
     lease: Annotated[
         float, typer.Option(help="Lease period in seconds: a dead worker is noticed after two.", min=1)
     ] = 60.0,
 ) -> None:
-    """Work on a study: take trials and promotion stages until it is stopped. Ctrl-C hands the current run back."""
+    """Work on a study: take trials and promotion stages until it is stopped.
+
+    Ctrl-C and SIGTERM have checkpoints written and hand the runs back; the next worker goes on from there.
+    """
     from mathverify_sweep import actions, sweep_file
     from mathverify_sweep.store import studies
     from mathverify_sweep.worker import devices
+    from mathverify_sweep.worker.engine import EngineOptions
     from mathverify_sweep.worker.loop import Worker, WorkerOptions
 
     log_to_stderr()
@@ -53,8 +96,18 @@ def worker(
         actions.create(database, config)
         study = config.study
     handle = open_study(database, study)
-    chosen = devices.choose(gpu, device)
-    options = WorkerOptions(output.resolve(), chosen, count=count, until_idle=until_idle, lease_seconds=lease)
+    pretended = engine is EngineChoice.rehearsal
+    options = WorkerOptions(
+        output=output.resolve(),
+        device=devices.pretended(gpu) if pretended else devices.choose(gpu, device),
+        engine=EngineOptions(engine.value, number_or_auto(slots), number_or_auto(token_budget)),
+        count=count,
+        until_idle=until_idle,
+        trust_gpu=trust_gpu,
+        lease_seconds=lease,
+        hang_seconds=hang_seconds,
+        checkpoint_seconds=checkpoint_seconds,
+    )
     raise typer.Exit(0 if Worker(database, handle, options).work() else 1)
 
 

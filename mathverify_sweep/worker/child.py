@@ -1,6 +1,7 @@
 """The engine process: holds the base model on one device and trains the runs that its worker sends.
 
-Started by `engine.Engine` as `python -m mathverify_sweep.worker.child SOCKET DEVICE`. It ends with its worker.
+Started by `engine.Engine` as `python -m mathverify_sweep.worker.child SOCKET DEVICE ENGINE SLOTS TOKENS`. It ends with
+its worker.
 """
 
 from __future__ import annotations
@@ -8,40 +9,42 @@ from __future__ import annotations
 import ctypes
 import signal
 import sys
+import time
 import traceback
+from collections import deque
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mathverify_sweep.errors import MvsweepError
 from mathverify_sweep.specs import RunResult
 from mathverify_sweep.states import EndReason, Verdict
+from mathverify_sweep.training.order import Engine, Order
 from mathverify_sweep.worker import messages
 from mathverify_sweep.worker.messages import (
     Answer,
     Ended,
     FromEngine,
+    Interrupt,
     Logged,
     Prepare,
     Ready,
     Refused,
     Reported,
     Start,
+    Stepped,
     ToEngine,
 )
 
-if TYPE_CHECKING:
-    from mathverify_sweep.training.reference import ReferenceEngine
-
 _PR_SET_PDEATHSIG = 1
+STEPPED_SECONDS = 5.0
+"""How often the worker hears that steps are taken, at most."""
 
 
-def main(socket: int, device: str) -> None:
-    """Serve one worker until it hangs up."""
+def main(socket: int, device: str, engine: str, slots: int, tokens: int) -> None:
+    """Serve one worker until it hangs up. 0 slots or tokens: as many as the engine finds right."""
     _end_with_parent()
-    connection = Connection(socket)
     try:
-        _serve(_Worker(connection), device)
+        _serve(_Worker(Connection(socket)), device, engine, slots or None, tokens or None)
     except _WorkerGone:
         return
 
@@ -51,10 +54,14 @@ class _WorkerGone(Exception):
 
 
 class _Worker:
-    """The worker at the other end."""
+    """The worker at the other end: what it says is sorted into runs to start, verdicts and interrupts."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._starts: deque[Start] = deque()
+        self._verdicts: dict[str, Verdict] = {}
+        self._interrupts: dict[str, EndReason] = {}
+        self._stepped_at = 0.0
 
     def tell(self, message: FromEngine) -> None:
         try:
@@ -62,7 +69,53 @@ class _Worker:
         except OSError:
             raise _WorkerGone from None
 
-    def hear(self) -> ToEngine:
+    def prepare(self) -> Prepare:
+        message = self._hear()
+        assert isinstance(message, Prepare), f"an engine is prepared first, got {message.kind}"
+        return message
+
+    def next_start(self, wait: bool) -> Start | None:
+        """A run to start; with `wait` there will be one."""
+        self._listen()
+        while wait and not self._starts:
+            self._sort(self._hear())
+        return self._starts.popleft() if self._starts else None
+
+    def verdict(self, run_id: str) -> Verdict:
+        """Wait for the answer to a report."""
+        while run_id not in self._verdicts:
+            self._sort(self._hear())
+        return self._verdicts.pop(run_id)
+
+    def interrupt(self, run_id: str) -> EndReason | None:
+        """Why the run is to end now; asked after every step, so it tells the worker that steps are taken."""
+        self._listen()
+        if time.monotonic() - self._stepped_at > STEPPED_SECONDS:
+            self._stepped_at = time.monotonic()
+            self.tell(Stepped())
+        return self._interrupts.get(run_id)
+
+    def forget(self, run_id: str) -> None:
+        """The run has ended; an interrupt that crossed its end is of no use."""
+        self._interrupts.pop(run_id, None)
+        self._verdicts.pop(run_id, None)
+
+    def _listen(self) -> None:
+        try:
+            while self._connection.poll():
+                self._sort(self._hear())
+        except OSError:
+            raise _WorkerGone from None
+
+    def _sort(self, message: ToEngine) -> None:
+        if isinstance(message, Start):
+            self._starts.append(message)
+        elif isinstance(message, Answer):
+            self._verdicts[message.run_id] = message.verdict
+        elif isinstance(message, Interrupt):
+            self._interrupts[message.run_id] = message.reason
+
+    def _hear(self) -> ToEngine:
         try:
             return messages.receive_in_engine(self._connection)
         except (EOFError, OSError):
@@ -78,54 +131,80 @@ class _PipeReporter:
 
     def report(self, rows_seen: int, value: float) -> Verdict:
         self._worker.tell(Reported(run_id=self._run_id, rows_seen=rows_seen, value=value))
-        answer = self._worker.hear()
-        assert isinstance(answer, Answer), f"a report is answered by a verdict, got {answer.kind}"
-        return answer.verdict
+        return self._worker.verdict(self._run_id)
 
     def log(self, rows_seen: int, loss: float, learning_rate: float) -> None:
         self._worker.tell(Logged(run_id=self._run_id, rows_seen=rows_seen, loss=loss, learning_rate=learning_rate))
 
+    def interrupted(self) -> EndReason | None:
+        return self._worker.interrupt(self._run_id)
 
-def _serve(worker: _Worker, device: str) -> None:
-    prepare = worker.hear()
-    assert isinstance(prepare, Prepare), f"an engine is prepared first, got {prepare.kind}"
+
+def _serve(worker: _Worker, device: str, name: str, slots: int | None, tokens: int | None) -> None:
+    prepare = worker.prepare()
     try:
-        engine = _prepared(prepare, device)
+        engine = _engine(name, device, slots, tokens)
+        engine.prepare(prepare.data, prepare.data_fingerprint)
     except MvsweepError as error:
         worker.tell(Refused(message=str(error)))
         return
-    worker.tell(Ready())
+    all_slots = engine.free_slots()
+    worker.tell(Ready(engine=name, free_slots=all_slots))
     while True:
-        message = worker.hear()
-        if isinstance(message, Start):
-            worker.tell(Ended(run_id=message.run_id, result=_trained(engine, message, worker)))
+        while (start := worker.next_start(wait=engine.free_slots() == all_slots)) is not None:
+            _begin(engine, start, worker)
+        for run_id, result in engine.step():
+            _tell_end(worker, engine, run_id, result)
 
 
-def _prepared(prepare: Prepare, device: str) -> ReferenceEngine:
+def _engine(name: str, device: str, slots: int | None, tokens: int | None) -> Engine:
+    if name == "rehearsal":
+        from mathverify_sweep.worker.rehearsal import RehearsalEngine
+
+        return RehearsalEngine(slots or 1)
+    if name == "packed":
+        from mathverify_sweep.training.engine import PackedEngine  # imports torch
+
+        return PackedEngine(device, slots, tokens)
     from mathverify_sweep.training.reference import ReferenceEngine  # imports torch
 
-    engine = ReferenceEngine(device)
-    engine.prepare(prepare.data, prepare.data_fingerprint)
-    return engine
+    return ReferenceEngine(device)
 
 
-def _trained(engine: ReferenceEngine, start: Start, worker: _Worker) -> RunResult:
-    reporter = _PipeReporter(worker, start.run_id)
-    adapter = Path(start.start_adapter) if start.start_adapter else None
+def _begin(engine: Engine, start: Start, worker: _Worker) -> None:
+    order = Order(
+        spec=start.spec,
+        folder=Path(start.folder),
+        start_adapter=Path(start.start_adapter) if start.start_adapter else None,
+        resume_from=tuple(map(Path, start.resume_from)),
+        checkpoint_seconds=start.checkpoint_seconds,
+    )
     try:
-        return engine.run(start.spec, Path(start.folder), reporter, adapter)
+        engine.start(start.run_id, order, _PipeReporter(worker, start.run_id))
     except _WorkerGone:
         raise
-    except Exception:  # noqa: BLE001 - whatever a run raises ends that run; the worker replaces this process
-        return RunResult(end_reason=EndReason.CRASHED, message=traceback.format_exc(limit=-12))
+    except Exception:  # noqa: BLE001 - whatever is wrong with a run ends that run
+        _tell_end(worker, engine, start.run_id, crashed())
+
+
+def _tell_end(worker: _Worker, engine: Engine, run_id: str, result: RunResult) -> None:
+    worker.forget(run_id)
+    worker.tell(Ended(run_id=run_id, result=result, free_slots=engine.free_slots()))
+
+
+def crashed() -> RunResult:
+    """The result of a run that the exception at hand has ended."""
+    return RunResult(end_reason=EndReason.CRASHED, message=traceback.format_exc(limit=-12))
 
 
 def _end_with_parent() -> None:
     """Die with the worker even in the middle of a long computation (Linux; elsewhere at the next message)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the worker decides
+    # Ctrl-C and a scheduler's notice go to the whole group; the worker decides.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2])
+    main(int(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))

@@ -52,6 +52,11 @@ def choose(gpu: int | None, device: str | None) -> Device:
     return choose(None, "cpu")
 
 
+def pretended(gpu: int | None) -> Device:
+    """A device for a worker that only rehearses; any number will do."""
+    return Device("cpu", "cpu" if gpu is None else f"gpu {gpu} (pretended)", {"CUDA_VISIBLE_DEVICES": ""})
+
+
 def gpu_names() -> list[str]:
     """Names of this machine's NVIDIA GPUs, in nvidia-smi's order; empty without a driver."""
     if shutil.which("nvidia-smi") is None:

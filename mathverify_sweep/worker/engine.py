@@ -3,35 +3,56 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Literal
 
 from mathverify_sweep.errors import MvsweepError
 from mathverify_sweep.worker import messages
+from mathverify_sweep.worker.devices import Device
 from mathverify_sweep.worker.messages import FromEngine, ToEngine
+
+EngineName = Literal["auto", "packed", "reference", "rehearsal"]
 
 _LOG_TAIL_BYTES = 2_000
 
 
 class EngineDied(MvsweepError):
-    """The engine process ended by itself; the message has its exit code and last words."""
+    """The engine process ended by itself; the message has its exit code and last words.
+
+    `was_killed`: somebody ended it, mostly the system because the host's memory was full; else it is its own doing.
+    """
+
+    def __init__(self, message: str, *, was_killed: bool) -> None:
+        self.was_killed = was_killed
+        super().__init__(message)
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """Which engine, and how much at once; None is what the engine finds right for the device."""
+
+    name: EngineName = "auto"
+    slots: int | None = None
+    token_budget: int | None = None
 
 
 class Engine:
     """One child process on one device. What it prints goes to a log file."""
 
-    def __init__(self, device: str, environment: Mapping[str, str], log: Path) -> None:
+    def __init__(self, device: Device, options: EngineOptions, log: Path) -> None:
         self._log = log
         log.parent.mkdir(parents=True, exist_ok=True)
         ours, theirs = socket.socketpair()
         with theirs, log.open("ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "mathverify_sweep.worker.child", str(theirs.fileno()), device],
-                env={**os.environ, **environment},
+                _command(theirs.fileno(), device, options),
+                env={**os.environ, **device.environment},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -40,9 +61,9 @@ class Engine:
         self._connection = Connection(ours.detach())
 
     @property
-    def pid(self) -> int:
-        """Process id."""
-        return self._process.pid
+    def connection(self) -> Connection:
+        """To be waited on together with others; to be read with `receive`."""
+        return self._connection
 
     def send(self, message: ToEngine) -> None:
         """Send one message. Raises EngineDied."""
@@ -68,4 +89,10 @@ class Engine:
         code = self._process.wait()
         cause = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
         tail = self._log.read_bytes()[-_LOG_TAIL_BYTES:].decode(errors="replace").strip()
-        return EngineDied(f"the engine process ended ({cause}); its log {self._log} ends:\n{tail}")
+        message = f"the engine process ended ({cause}); its log {self._log} ends:\n{tail}"
+        return EngineDied(message, was_killed=-code in (signal.SIGKILL, signal.SIGTERM))
+
+
+def _command(socket_number: int, device: Device, options: EngineOptions) -> list[str]:
+    told = (socket_number, device.torch_name, options.name, options.slots or 0, options.token_budget or 0)
+    return [sys.executable, "-m", "mathverify_sweep.worker.child", *map(str, told)]

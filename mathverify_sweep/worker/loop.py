@@ -1,36 +1,44 @@
-"""THE LOOP: claim a run, have it trained, keep its lease, record how it ended. Imports no torch: the engine does.
+"""THE LOOP: keep the engine's slots filled with runs, and see each of them to its end. Imports no torch.
 
-Our row first, Optuna second, W&B never waited for. What a crash leaves between the first two, `reconcile` mends.
+Three parties: the engine process trains, the clerk's thread talks to the database, and this loop stands between them
+and waits for neither. Our row first, Optuna second, W&B never waited for.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import signal
-import socket
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from mathverify_sweep import paths
-from mathverify_sweep.errors import DataDrift, ModelError
-from mathverify_sweep.specs import RunResult, RunSpec
-from mathverify_sweep.states import ENDINGS, EndReason, RunState
-from mathverify_sweep.store import leases, runs, studies
-from mathverify_sweep.store.runs import Budget, Claim, WorkerIdentity
-from mathverify_sweep.tracking import TrackedRun, Tracker, TrackingSettings
-from mathverify_sweep.worker.attempt import Attempt, LeaseLost, best_adapter, relative_adapter
+from mathverify_sweep.errors import DataDrift
+from mathverify_sweep.specs import RunResult
+from mathverify_sweep.states import EndReason, Verdict
+from mathverify_sweep.store.runs import WorkerIdentity
+from mathverify_sweep.tracking import Tracker, TrackingSettings
+from mathverify_sweep.worker.attempt import Attempt
+from mathverify_sweep.worker.clerk import Clerk, ClerkOptions
 from mathverify_sweep.worker.devices import Device
-from mathverify_sweep.worker.engine import Engine, EngineDied
-from mathverify_sweep.worker.messages import Prepare, Ready, Refused
-from mathverify_sweep.worker.retry import next_attempt
+from mathverify_sweep.worker.engine import Engine, EngineDied, EngineOptions
+from mathverify_sweep.worker.messages import (
+    Answer,
+    Ended,
+    FromEngine,
+    Interrupt,
+    Logged,
+    Prepare,
+    Ready,
+    Refused,
+    Reported,
+)
+from mathverify_sweep.worker.news import Claimed, Failed, Lost, News, Over, Ruled
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine as Database
@@ -39,8 +47,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SAME_CRASHES = 3
-"""Trials that end with the same error before the study is stopped: it is the code then, not the parameters."""
+LISTEN_SECONDS = 0.5
+"""How long the loop waits for the engine or the clerk before it looks at signals and the time."""
+VERDICT_SECONDS = 5.0
+"""How long a run waits for its verdict; then it goes on, and the pruner has its say at the next rung."""
+HAND_BACK_SECONDS = 20.0
+"""How long the engine has for the checkpoints of preempted runs: schedulers kill 30 s after their notice."""
+LAST_WORDS_SECONDS = 8.0
+"""How long a worker that was told to end tries to reach the database."""
 
 
 @dataclass(frozen=True)
@@ -49,230 +63,277 @@ class WorkerOptions:
 
     output: Path
     device: Device
+    engine: EngineOptions = field(default_factory=EngineOptions)
     count: int | None = None
     until_idle: bool = False
+    trust_gpu: bool = False
     lease_seconds: float = 60.0
     hang_seconds: float = 1800.0
-    poll_seconds: float = 1.0
+    checkpoint_seconds: float = 300.0
 
 
 class Worker:
     """One worker process on one device, working on one study."""
 
     def __init__(self, database: Database, study: StudyHandle, options: WorkerOptions) -> None:
-        self._database = database
         self._study = study
         self._options = options
         self._name = study.config.study
-        self._identity = WorkerIdentity(uuid.uuid4().hex[:8], socket.gethostname(), os.getpid(), options.device.label)
-        self._watch = leases.Watch(options.lease_seconds, time.monotonic)
+        self._identity = WorkerIdentity.of_this_process(options.device.label, options.lease_seconds)
+        clerk_options = ClerkOptions(options.output, options.lease_seconds, options.until_idle, options.trust_gpu)
+        self._clerk = Clerk(database, study, self._identity, clerk_options)
         tracking = study.config.tracking
         self._tracker = Tracker(TrackingSettings(tracking.wandb, tracking.project, tracking.entity))
         self._engine: Engine | None = None
+        self._replace_engine = False
+        self._heard_at = 0.0
+        self._free_slots = 0
+        self._attempts: dict[str, Attempt] = {}
+        self._asked_for = 0
+        self._taken = 0
+        self._over: Over | None = None
         self._signal: int | None = None
-        self._look_at = 0.0
 
     def work(self) -> bool:
         """Take runs until there is nothing left to take; whether the asked work is done, not cut short.
 
-        Raises DataDrift when this machine's data is not the study's.
+        Raises DataDrift when this machine's data is not the study's, StudyError when its GPU is quarantined, and
+        whatever the database refuses for good.
         """
         with self._signals():
             try:
-                return self._loop()
+                log.info("worker %s on %s: study %s", self._identity.worker_id, self._identity.gpu, self._name)
+                self._clerk.start()
+                while not self._is_over():
+                    self._keep_engine()
+                    self._ask_for_runs()
+                    self._listen()
+                    self._look_at_the_time()
+                return self._close()
+            except BaseException:
+                self._hand_back("the worker ended on an error")
+                raise
             finally:
                 self._end_engine()
                 self._tracker.close()
 
-    def _loop(self) -> bool:
-        log.info("worker %s on %s: study %s", self._identity.worker_id, self._identity.gpu, self._name)
-        self._reconcile()
-        self._ready_engine()
-        taken = 0
-        while self._signal is None and taken != self._options.count:
-            self._look_after_others()
-            claim = self._claim()
-            if claim is not None:
-                taken += 1
-                self._attend(claim)
-            elif self._is_over():
-                return studies.get(self._database, self._name).stopped is None
-            else:
-                time.sleep(self._options.poll_seconds)
-        return self._signal is None
-
-    def _claim(self) -> Claim | None:
-        """A waiting run, or a new trial if the budget allows one."""
-        waiting = runs.claim_waiting(self._database, self._name, self._identity, _now())
-        return waiting or self._new_trial()
-
-    def _new_trial(self) -> Claim | None:
-        config = self._study.config
-        hours = config.budget.gpu_hours
-        budget = Budget(config.trials, hours * 3600 if hours else None, config.budget.deadline)
-        place = runs.reserve(self._database, self._name, self._identity, budget, _now())
-        if place is None:
-            return None
-        asked = self._study.ask()
-        if asked is None:  # a grid has come to its end
-            runs.release(self._database, place)
-            return None
-        spec = config.trial_spec(asked.trial_number, asked.params, self._study.data_fingerprint)
-        if not runs.attach(self._database, place, asked.trial_number, spec):
-            return None  # it took so long that somebody expired the reservation; reconcile ends the trial
-        return Claim(place.run_id, place.lease_token, place.attempt, asked.trial_number, spec, None)
-
-    def _attend(self, claim: Claim) -> None:
-        assert claim.spec is not None
-        spec = claim.spec
-        log.info("run %s %s attempt %d: %s", claim.run_id, _title(spec), claim.attempt, _settings(spec))
-        folder = paths.run_folder(self._options.output, self._name, claim.run_id, claim.lease_token)
-        tracked = self._tracker.start(claim.run_id, spec, folder, claim.attempt)
-        try:
-            result = self._trained(claim, spec, folder, tracked)
-        except LeaseLost as lost:
-            log.warning("%s", lost)
-            self._end_engine()
-            tracked.finish(RunResult(end_reason=EndReason.LEASE_EXPIRED))
-            return
-        self._record(claim, spec, result, tracked)
-
-    def _trained(self, claim: Claim, spec: RunSpec, folder: Path, tracked: TrackedRun) -> RunResult:
-        options = self._options
-        attempt = Attempt(
-            self._database,
-            self._study,
-            claim,
-            spec,
-            folder,
-            tracked,
-            options.lease_seconds,
-            options.hang_seconds,
-            self._interrupted,
-        )
-        try:
-            start = best_adapter(self._database, spec, options.output)
-            result = attempt.train(self._ready_engine(), start[1] if start else None)
-        except (EngineDied, ModelError) as error:
-            result = RunResult(end_reason=EndReason.CRASHED, message=str(error))
-            start = None
-        if result.end_reason in (EndReason.HUNG, EndReason.PREEMPTED, EndReason.CRASHED):
-            self._end_engine()
-        adapter = relative_adapter(folder, options.output)
-        return result.model_copy(update={"adapter": adapter, "started_from": start[0] if start else None})
-
-    def _record(self, claim: Claim, spec: RunSpec, result: RunResult, tracked: TrackedRun) -> None:
-        """Our row first, Optuna second."""
-        failures = claim.failures + ENDINGS[result.end_reason].is_failure
-        retry = next_attempt(spec, result, failures)
-        tracked.finish(result)
-        if not runs.finish(self._database, claim, result, _now(), retry):
-            runs.keep_late(self._database, claim, result)
-            log.warning("run %s ended %s too late: the lease was lost", claim.run_id, result.end_reason)
-            return
-        log.info("run %s %s ended %s%s", claim.run_id, _title(spec), result.end_reason, _score(result))
-        if spec.stage is None and retry is None:
-            self._tell(claim, spec, result, tracked.link)
-        if result.end_reason is EndReason.CRASHED:
-            log.error("run %s crashed:\n%s", claim.run_id, result.message)
-            self._stop_on_repeated_crash(result)
-
-    def _tell(self, claim: Claim, spec: RunSpec, result: RunResult, link: str | None) -> None:
-        run = runs.get(self._database, claim.run_id)
-        points = runs.points(self._database, claim.run_id)
-        self._study.show(run, points, link, paths.artifacts_folder(self._options.output))
-        self._study.tell(spec.trial_number, result, claim.run_id)
-
-    def _stop_on_repeated_crash(self, result: RunResult) -> None:
-        last_line = result.message.strip().splitlines()[-1]
-        same = {
-            run.trial_number
-            for run in runs.runs(self._database, self._name)
-            if run.end_reason is EndReason.CRASHED and run.result and run.result.message.strip().endswith(last_line)
-        }
-        if len(same) >= SAME_CRASHES:
-            reason = f"{len(same)} trials crashed alike: {last_line}"
-            studies.stop(self._database, self._name, reason)
-            log.error("study %s stopped: %s", self._name, reason)
-
-    def _look_after_others(self) -> None:
-        """Expire the leases of the dead, a few times per lease period."""
-        if time.monotonic() < self._look_at:
-            return
-        self._look_at = time.monotonic() + self._options.lease_seconds / 3
-        for observed in self._watch.look(self._database, self._name):
-            if leases.expire(self._database, observed, _now()):
-                log.warning("run %s expired: its worker was not heard of for two lease periods", observed.run_id)
-        self._reconcile()
-
-    def _reconcile(self) -> None:
-        for number in self._study.reconcile(time.monotonic(), 2 * self._options.lease_seconds):
-            log.warning("trial %d was RUNNING in Optuna though its last run has ended: told so", number)
-
     def _is_over(self) -> bool:
-        """Whether this worker has nothing left to wait for."""
-        if studies.get(self._database, self._name).stopped is not None:
+        if self._signal is not None:
             return True
-        if not self._options.until_idle:
-            return False
-        unfinished = (RunState.WAITING, RunState.RUNNING)
-        if any(run.state in unfinished for run in runs.runs(self._database, self._name)):
-            return False
-        # A trial whose worker died between our row and Optuna's: `reconcile` is about to tell it.
-        return not any(trial.state is RunState.RUNNING for trial in self._study.trials())
+        idle = not self._attempts and self._asked_for == 0
+        return idle and (self._over is not None or self._taken == self._options.count)
 
-    def _ready_engine(self) -> Engine:
+    def _keep_engine(self) -> None:
+        """Have an engine; what crashed one run may have broken more, so it is replaced when it is empty."""
+        if self._replace_engine and not self._attempts:
+            self._end_engine()
+        if self._engine is None and self._signal is None:
+            self._ready_engine()
+
+    def _ask_for_runs(self) -> None:
+        if self._over is not None:
+            return
+        free = 0 if self._replace_engine else self._free_slots - self._asked_for
+        if self._options.count is not None:
+            free = min(free, self._options.count - self._taken - self._asked_for)
+        for _ in range(free):
+            self._asked_for += 1
+            self._clerk.ask_for_run()
+
+    def _listen(self) -> None:
+        """Wait for the engine or the clerk, whoever has something to say first."""
+        sources: list[Connection | int] = [self._clerk.bell, *([self._engine.connection] if self._engine else [])]
+        wait(sources, LISTEN_SECONDS)
+        for news in self._clerk.news():
+            self._hear_clerk(news)
+        try:
+            while self._engine is not None and (message := self._engine.receive(0)) is not None:
+                self._hear_engine(message)
+        except EngineDied as died:
+            self._bury_engine(died)
+
+    def _hear_clerk(self, news: News) -> None:
+        if isinstance(news, Claimed):
+            self._begin(self._take(news))
+        elif isinstance(news, Ruled):
+            self._answer(news.run_id, news.rows_seen, news.verdict)
+        elif isinstance(news, Lost):
+            self._lose(news.run_id)
+        elif isinstance(news, Over):
+            self._asked_for = 0
+            self._over = news
+        elif isinstance(news, Failed):
+            raise news.error
+
+    def _hear_engine(self, message: FromEngine) -> None:
+        self._heard_at = time.monotonic()
+        if isinstance(message, Ended):
+            self._free_slots = message.free_slots
+            self._end(message.run_id, message.result)
+        elif isinstance(message, Logged | Reported) and message.run_id in self._attempts:
+            attempt = self._attempts[message.run_id]
+            if isinstance(message, Logged):
+                self._clerk.say(attempt.logged(message))
+            else:
+                self._clerk.say(attempt.reported(message))
+                self._await_verdict(attempt, message)
+
+    def _take(self, claimed: Claimed) -> Attempt:
+        self._asked_for -= 1
+        self._taken += 1
+        claim, spec, ancestry = claimed.claim, claimed.spec, claimed.ancestry
+        folder = paths.run_folder(self._options.output, self._name, claim.run_id, claim.lease_token)
+        tracked = self._tracker.start(ancestry.first_run_id, spec, folder, ancestry.drawn(spec.objective))
+        attempt = Attempt(claim, spec, ancestry, folder, tracked)
+        attempt.drop_earlier_pictures()
+        self._attempts[claim.run_id] = attempt
+        return attempt
+
+    def _begin(self, attempt: Attempt) -> None:
+        log.info("%s: %s", attempt.title, attempt.settings)
+        if attempt.ancestry.problem is not None:
+            self._end(attempt.claim.run_id, RunResult(end_reason=EndReason.CRASHED, message=attempt.ancestry.problem))
+            return
+        self._free_slots -= 1
+        self._heard_at = time.monotonic()
+        assert self._engine is not None
+        self._engine.send(attempt.order(self._options.checkpoint_seconds))
+
+    def _await_verdict(self, attempt: Attempt, message: Reported) -> None:
+        attempt.asked = (message.rows_seen, time.monotonic())
+        if attempt.spec.stage is not None or self._clerk.is_away or attempt.is_lost:
+            self._answer(attempt.claim.run_id, message.rows_seen, Verdict.CONTINUE)
+
+    def _answer(self, run_id: str, rows_seen: int, verdict: Verdict) -> None:
+        """Nothing, when the run has had its answer, or has ended."""
+        attempt = self._attempts.get(run_id)
+        if attempt is not None and attempt.asked is not None and attempt.asked[0] == rows_seen:
+            attempt.asked = None
+            assert self._engine is not None
+            self._engine.send(Answer(run_id=run_id, verdict=verdict))
+
+    def _lose(self, run_id: str) -> None:
+        attempt = self._attempts.get(run_id)
+        if attempt is not None:
+            attempt.is_lost = True
+            if attempt.asked is not None:
+                self._answer(run_id, attempt.asked[0], Verdict.CONTINUE)
+            self._interrupt(run_id, EndReason.LEASE_EXPIRED)
+
+    def _end(self, run_id: str, result: RunResult) -> None:
+        """A run has ended: in its row, in Optuna and in W&B. One whose lease was lost leaves a late result at most."""
+        attempt = self._attempts.pop(run_id)
+        entry = attempt.finished(result, self._options.output)
+        if not (attempt.is_lost and result.end_reason is EndReason.LEASE_EXPIRED):
+            self._clerk.say(entry)
+        if entry.retry is None and not attempt.is_lost:
+            attempt.drop_checkpoints()
+        score = "" if result.value is None else f" with {result.value:.4f} after {result.rows_seen} rows"
+        log.info("%s ended %s%s", attempt.title, result.end_reason, score)
+        if result.end_reason is EndReason.CRASHED:
+            log.error("%s crashed:\n%s", attempt.title, result.message)
+            self._replace_engine = True
+
+    def _look_at_the_time(self) -> None:
+        now = time.monotonic()
+        for attempt in list(self._attempts.values()):
+            if attempt.asked is not None and now - attempt.asked[1] > VERDICT_SECONDS:
+                self._answer(attempt.claim.run_id, attempt.asked[0], Verdict.CONTINUE)
+        if self._attempts and now - self._heard_at > self._options.hang_seconds:
+            message = f"no progress for {self._options.hang_seconds:g} s"
+            self._end_engine()
+            self._end_all(RunResult(end_reason=EndReason.HUNG, message=message))
+
+    def _bury_engine(self, died: EngineDied) -> None:
+        """Its runs end with it. Of several, nobody knows which one it was: they are all tried again."""
+        log.error("%s", died)
+        self._end_engine()
+        blameless = died.was_killed or len(self._attempts) > 1
+        reason = EndReason.KILLED if blameless else EndReason.CRASHED
+        self._end_all(RunResult(end_reason=reason, message=str(died)))
+
+    def _end_all(self, result: RunResult) -> None:
+        for run_id in list(self._attempts):
+            self._end(run_id, result)
+
+    def _interrupt(self, run_id: str, reason: EndReason) -> None:
         if self._engine is not None:
-            return self._engine
-        device = self._options.device
+            self._engine.send(Interrupt(run_id=run_id, reason=reason))
+
+    def _close(self) -> bool:
+        """Say the last words; whether all that was asked for is done."""
+        if self._signal is not None:
+            self._hand_back(f"signal {self._signal}")
+            return False
+        while not self._clerk.close(LISTEN_SECONDS):
+            if self._signal is not None:
+                self._hand_back(f"signal {self._signal}")
+                return False
+        return self._over is None or self._over.done
+
+    def _hand_back(self, why: str) -> None:
+        """Hand back what is held, with a checkpoint where the engine writes one in time, and tell the database."""
+        self._clerk.ask_for_nothing()
+        for news in self._clerk.news():
+            if isinstance(news, Claimed):
+                self._take(news)
+        try:
+            self._have_checkpoints_written()
+        except EngineDied as died:
+            log.error("%s", died)
+        self._end_engine()
+        self._end_all(RunResult(end_reason=EndReason.PREEMPTED, message=why))
+        if not self._clerk.close(LAST_WORDS_SECONDS):
+            log.warning("what the database could not be told is kept in %s; the next worker says it", self._clerk.file)
+
+    def _have_checkpoints_written(self) -> None:
+        deadline = time.monotonic() + HAND_BACK_SECONDS
+        for run_id, attempt in self._attempts.items():
+            if attempt.asked is not None:
+                self._answer(run_id, attempt.asked[0], Verdict.CONTINUE)
+            self._interrupt(run_id, EndReason.PREEMPTED)
+        while self._attempts and self._engine is not None and time.monotonic() < deadline:
+            if (message := self._engine.receive(LISTEN_SECONDS)) is not None:
+                self._hear_engine(message)
+
+    def _ready_engine(self) -> None:
         log_file = paths.engine_log(self._options.output, self._name, self._identity.worker_id)
-        self._engine = Engine(device.torch_name, device.environment, log_file)
+        self._engine = Engine(self._options.device, self._options.engine, log_file)
+        self._replace_engine = False
         config = self._study.config
-        self._engine.send(Prepare(data=config.data_spec, data_fingerprint=self._study.data_fingerprint))
+        self._engine.send(
+            Prepare(
+                base_model=config.base_model,
+                data=config.data_spec,
+                data_fingerprint=self._study.data_fingerprint,
+            )
+        )
         while self._signal is None:
-            message = self._engine.receive(1.0)
+            message = self._engine.receive(LISTEN_SECONDS)
             if isinstance(message, Refused):
                 raise DataDrift(message.message)
             if isinstance(message, Ready):
-                break
-        return self._engine
+                log.info("the %s engine is ready with %d slot(s)", message.engine, message.free_slots)
+                self._free_slots = message.free_slots
+                self._heard_at = time.monotonic()
+                return
 
     def _end_engine(self) -> None:
+        self._free_slots = 0
         if self._engine is not None:
             self._engine.kill()
             self._engine = None
 
-    def _interrupted(self) -> EndReason | None:
-        return None if self._signal is None else EndReason.PREEMPTED
-
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """SIGTERM and Ctrl-C hand the run back for another attempt."""
+        """Ctrl-C, SIGTERM, and SIGUSR1 (which schedulers can send some time before) hand the runs back."""
 
         def note(number: int, _frame: FrameType | None) -> None:
             self._signal = number
 
-        before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+        before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
-
-
-def _title(spec: RunSpec) -> str:
-    return f"trial {spec.trial_number}" + (f" stage {spec.stage}" if spec.stage else "")
-
-
-def _settings(spec: RunSpec) -> str:
-    changed = spec.params.model_dump(exclude_defaults=True)
-    shown = ", ".join(f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in changed.items())
-    return f"{spec.train_rows} rows, {shown or 'defaults'}"
-
-
-def _score(result: RunResult) -> str:
-    return "" if result.value is None else f" with {result.value:.4f} after {result.rows_seen} rows"

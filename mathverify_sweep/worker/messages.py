@@ -7,39 +7,56 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
-from mathverify_sweep.specs import DataSpec, Frozen, RunResult, RunSpec
-from mathverify_sweep.states import Verdict
+from mathverify_sweep.specs import BaseModelSpec, DataSpec, Frozen, RunResult, RunSpec
+from mathverify_sweep.states import EndReason, Verdict
 
 
 class Prepare(Frozen):
-    """To the engine: read this data, and refuse if it is not what the study was created with."""
+    """To the engine: read this data, and refuse if it is not what the study was created with.
+
+    `base_model` is that of the runs to come: whether it can be packed decides which engine `auto` is.
+    """
 
     kind: Literal["prepare"] = "prepare"
+    base_model: BaseModelSpec
     data: DataSpec
     data_fingerprint: str
 
 
 class Start(Frozen):
-    """To the engine: train this run."""
+    """To the engine: train this run. `resume_from`: folders of earlier attempts, the newest first."""
 
     kind: Literal["start"] = "start"
     run_id: str
     spec: RunSpec
     folder: str
     start_adapter: str | None
+    resume_from: tuple[str, ...]
+    checkpoint_seconds: float
 
 
 class Answer(Frozen):
-    """To the engine: the verdict on its last report."""
+    """To the engine: the verdict on a run's last report."""
 
     kind: Literal["answer"] = "answer"
+    run_id: str
     verdict: Verdict
+
+
+class Interrupt(Frozen):
+    """To the engine: end this run at its next step, as `reason`; a preempted one leaves a checkpoint."""
+
+    kind: Literal["interrupt"] = "interrupt"
+    run_id: str
+    reason: EndReason
 
 
 class Ready(Frozen):
     """From the engine: prepared, waiting for runs."""
 
     kind: Literal["ready"] = "ready"
+    engine: str
+    free_slots: int
 
 
 class Refused(Frozen):
@@ -68,16 +85,23 @@ class Reported(Frozen):
     value: float
 
 
+class Stepped(Frozen):
+    """From the engine, now and then: an optimizer step was taken."""
+
+    kind: Literal["stepped"] = "stepped"
+
+
 class Ended(Frozen):
     """From the engine: the run has ended."""
 
     kind: Literal["ended"] = "ended"
     run_id: str
     result: RunResult
+    free_slots: int
 
 
-ToEngine = Prepare | Start | Answer
-FromEngine = Ready | Refused | Logged | Reported | Ended
+ToEngine = Prepare | Start | Answer | Interrupt
+FromEngine = Ready | Refused | Logged | Reported | Stepped | Ended
 
 _TO_ENGINE: TypeAdapter[ToEngine] = TypeAdapter(Annotated[ToEngine, Field(discriminator="kind")])
 _FROM_ENGINE: TypeAdapter[FromEngine] = TypeAdapter(Annotated[FromEngine, Field(discriminator="kind")])

@@ -1,0 +1,101 @@
+"""What a run goes on from: earlier attempts of its own, and the stages before it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mathverify_sweep import metrics, paths
+from mathverify_sweep.errors import ModelError
+from mathverify_sweep.specs import RunSpec
+from mathverify_sweep.states import RunState
+from mathverify_sweep.store import runs
+from mathverify_sweep.store.runs import Claim, Point, RunRecord
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Engine as Database
+
+
+@dataclass(frozen=True)
+class Ancestry:
+    """`first_run_id`: the run's first attempt. `folders` and `points`: of its earlier attempts, the newest first.
+
+    `started_from` and `start_adapter`: the best stage before it. `problem`: why the run cannot start at all.
+    """
+
+    first_run_id: str
+    folders: tuple[Path, ...] = ()
+    points: tuple[Point, ...] = ()
+    started_from: str | None = None
+    start_adapter: Path | None = None
+    problem: str | None = None
+
+    def drawn(self, objective: str) -> list[tuple[int, dict[str, float]]]:
+        """The points of earlier attempts as they are drawn."""
+        figures = [
+            (point.rows_seen, {objective: point.value, "loss": point.loss, "learning_rate": point.learning_rate})
+            for point in self.points
+        ]
+        return [(rows, {k: v for k, v in values.items() if v is not None}) for rows, values in figures]
+
+
+def ancestry(database: Database, claim: Claim, spec: RunSpec, output: Path) -> Ancestry:
+    """What the database knows of a run's past. Raises StorageError."""
+    earlier = _earlier_attempts(database, claim.continues)
+    found = Ancestry(
+        first_run_id=earlier[-1].run_id if earlier else claim.run_id,
+        folders=tuple(_folder(run, output) for run in earlier if run.lease_token),
+        points=tuple(runs.points(database, earlier[0].run_id)) if earlier else (),
+    )
+    try:
+        best = best_adapter(database, spec, output)
+    except ModelError as error:
+        return Ancestry(found.first_run_id, problem=str(error))
+    if best is None:
+        return found
+    return Ancestry(found.first_run_id, found.folders, found.points, *best)
+
+
+def best_adapter(database: Database, spec: RunSpec, output: Path) -> tuple[str, Path] | None:
+    """The run id and adapter folder of the best finished run among `spec.start_from`; None when there is none yet.
+
+    Raises ModelError when the folder is not on this machine.
+    """
+    finished = [run for run in (runs.get(database, run_id) for run_id in spec.start_from) if _is_start(run)]
+    if not finished:
+        return None
+    sign = 1 if metrics.higher_is_better(spec.objective) else -1
+    best = max(finished, key=lambda run: sign * _value(run))
+    assert best.result is not None
+    assert best.result.adapter is not None
+    folder = output / best.result.adapter
+    if not folder.is_dir():
+        raise ModelError(
+            f"stage {spec.stage} starts from the adapter of run {best.run_id}, which is not at {folder}. "
+            "Give all workers of a study the same --output on a shared file system."
+        )
+    return best.run_id, folder
+
+
+def _earlier_attempts(database: Database, run_id: str | None) -> list[RunRecord]:
+    found = []
+    while run_id is not None:
+        found.append(runs.get(database, run_id))
+        run_id = found[-1].continues
+    return found
+
+
+def _folder(run: RunRecord, output: Path) -> Path:
+    assert run.lease_token is not None
+    return paths.run_folder(output, run.study_name, run.run_id, run.lease_token)
+
+
+def _is_start(run: RunRecord) -> bool:
+    return run.state is RunState.COMPLETE and run.result is not None and run.result.adapter is not None
+
+
+def _value(run: RunRecord) -> float:
+    assert run.result is not None
+    assert run.result.value is not None
+    return run.result.value

@@ -1,0 +1,338 @@
+"""The worker's clerk: one thread that does all the talking to the database, so that training never waits for it.
+
+It renews leases, says what is in the outbox, claims runs that were asked for, and looks after the runs of dead workers.
+While the database is away it tries again and again, and everything that was to be said stays in the outbox. What it
+learns reaches the worker as news. Between bursts it holds no connection.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mathverify_sweep import paths
+from mathverify_sweep.errors import MvsweepError, StorageUnavailable, StudyError
+from mathverify_sweep.specs import RunResult
+from mathverify_sweep.states import ENDINGS, EndReason, Verdict
+from mathverify_sweep.store import database as store
+from mathverify_sweep.store import leases, runs, studies, suspicion
+from mathverify_sweep.store.runs import Claim, Point, WorkerIdentity
+from mathverify_sweep.worker import claims, outbox
+from mathverify_sweep.worker.news import Failed, Lost, News, Over, Ruled
+from mathverify_sweep.worker.outbox import Entry, Finished, Logged, Outbox, Reported
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Engine as Database
+
+    from mathverify_sweep.study.study import StudyHandle
+
+log = logging.getLogger(__name__)
+
+IDLE_SECONDS = 1.0, 5.0
+"""How long the clerk rests before it asks for a run again, the first time and at most."""
+AWAY_SECONDS = 0.5, 8.0
+"""The same for a database that is away; never above a quarter of the lease period, so that all are back in time."""
+SLOW_SECONDS = 5.0
+"""A database that has not answered for this long counts as away: SQLite waits a minute for a lock before it says so."""
+
+
+@dataclass(frozen=True)
+class ClerkOptions:
+    """How a clerk works. `until_idle`: it is over when the study has nothing left to do."""
+
+    output: Path
+    lease_seconds: float
+    until_idle: bool
+    trust_gpu: bool
+
+
+class Clerk:
+    """Talks to the database for one worker. `start` it, and `close` it."""
+
+    def __init__(self, database: Database, study: StudyHandle, identity: WorkerIdentity, options: ClerkOptions) -> None:
+        self._database, self._study, self._identity, self._options = database, study, identity, options
+        self._name = study.config.study
+        self._outbox = Outbox(paths.outbox_file(options.output, self._name, identity.worker_id))
+        self._watch = self._new_watch()
+        self._chance = random.Random(identity.worker_id)
+        self._held: dict[str, tuple[Claim, float]] = {}
+        self._asked_for = 0
+        self._looked_at = self._asked_at = -float("inf")
+        self._idle_seconds = IDLE_SECONDS[0]
+        self._away_since: float | None = None
+        self._turn_since = float("inf")
+        self._news: queue.SimpleQueue[News] = queue.SimpleQueue()
+        self._bell, self._bell_rope = os.pipe()
+        self._wake = threading.Event()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="clerk", daemon=True)
+
+    @property
+    def bell(self) -> int:
+        """A file descriptor that can be read when there is news."""
+        return self._bell
+
+    @property
+    def is_away(self) -> bool:
+        """Whether the database was away when it was last tried, or has not answered for some time."""
+        return self._away_since is not None or time.monotonic() - self._turn_since > SLOW_SECONDS
+
+    def start(self) -> None:
+        """Begin to work."""
+        self._thread.start()
+
+    def ask_for_run(self) -> None:
+        """Have a run claimed, as soon as there is one."""
+        self._asked_for += 1
+        self._wake.set()
+
+    def ask_for_nothing(self) -> None:
+        """Claim no more runs. One that is being claimed right now still becomes news."""
+        self._asked_for = 0
+
+    def say(self, entry: Entry) -> None:
+        """Have something said to the database, now or when it is back. It is on the disk when this returns."""
+        self._outbox.append(entry)
+        self._wake.set()
+
+    def news(self) -> list[News]:
+        """What has happened since the last call."""
+        found = []
+        while not self._news.empty():
+            os.read(self._bell, 1)
+            found.append(self._news.get())
+        return found
+
+    @property
+    def file(self) -> Path:
+        """Where what is to be said waits."""
+        return self._outbox.file
+
+    def close(self, patience_seconds: float) -> bool:
+        """Say what is left to say, and end; False while that is not done. May be called again.
+
+        What is left when the process ends stays in the file, for the next worker with this output folder.
+        """
+        self._closing.set()
+        self._wake.set()
+        self._thread.join(patience_seconds)
+        return not self._thread.is_alive() and self._outbox.first() is None
+
+    def _work(self) -> None:
+        failures = 0
+        while True:
+            self._wake.clear()
+            self._turn_since = time.monotonic()
+            try:
+                self._turn()
+            except StorageUnavailable as error:
+                self._note_away(error)
+                failures += 1
+                time.sleep(self._pause(failures))
+                continue
+            except Exception as error:  # noqa: BLE001 - whatever ends this thread must end the worker
+                self._tell(Failed(error))
+                return
+            self._turn_since = float("inf")
+            self._note_back()
+            failures = 0
+            if self._closing.is_set():
+                if self._outbox.first() is None:
+                    self._outbox.close()
+                    return
+                continue
+            self._rest()
+            self._wake.wait(self._until_next())
+
+    def _turn(self) -> None:
+        self._renew()
+        self._empty(self._outbox, self._renew)
+        if self._closing.is_set():
+            return
+        self._look_after_others()
+        self._claim()
+
+    def _renew(self) -> None:
+        now = time.monotonic()
+        for run_id, (claim, renewed_at) in list(self._held.items()):
+            if now - renewed_at < self._options.lease_seconds / 3:
+                continue
+            if runs.renew(self._database, claim, _now()):
+                self._held[run_id] = (claim, now)
+            else:
+                self._lose(run_id)
+
+    def _lose(self, run_id: str) -> None:
+        if self._held.pop(run_id, None) is not None:
+            log.warning("run %s: the lease is lost or was taken back; ending it here", run_id)
+            self._tell(Lost(run_id))
+
+    def _empty(self, box: Outbox, between: Callable[[], None]) -> None:
+        while (entry := box.first()) is not None:
+            self._say(entry)
+            box.drop_first()
+            between()
+
+    def _say(self, entry: Entry) -> None:
+        if isinstance(entry, Finished):
+            self._say_end(entry)
+            return
+        claim = entry.held.claim()
+        if not runs.progress(self._database, claim, [_point(entry)]):
+            self._lose(claim.run_id)
+        elif isinstance(entry, Reported) and entry.asks:
+            self._say_report(entry)
+
+    def _say_report(self, entry: Reported) -> None:
+        held = entry.held
+        verdict = self._study.report(held.trial_number, entry.rows_seen, entry.value)
+        log.info(
+            "run %s trial %d at %d rows: %.4f%s",
+            held.run_id,
+            held.trial_number,
+            entry.rows_seen,
+            entry.value,
+            ", pruned" if verdict is Verdict.PRUNE else "",
+        )
+        self._tell(Ruled(held.run_id, entry.rows_seen, verdict))
+
+    def _say_end(self, entry: Finished) -> None:
+        """Our row first, Optuna second."""
+        held, result = entry.held, entry.result
+        taken = runs.finish(self._database, held.claim(), result, entry.at, entry.retry) or self._is_ended(entry)
+        self._held.pop(held.run_id, None)
+        if not taken:
+            if runs.keep_late(self._database, held.claim(), result):
+                log.warning("run %s ended %s too late: the lease was lost", held.run_id, result.end_reason)
+            return
+        if entry.tells:
+            run = runs.get(self._database, held.run_id)
+            points = runs.points(self._database, held.run_id)
+            self._study.show(run, points, entry.link, paths.artifacts_folder(self._options.output))
+            self._study.tell(held.trial_number, result, held.run_id)
+        if ENDINGS[result.end_reason].is_failure or result.end_reason is EndReason.CRASHED:
+            self._suspect()
+
+    def _is_ended(self, entry: Finished) -> bool:
+        """Whether the row ended with this very result: it was said before, and the answer was lost."""
+        run = runs.get(self._database, entry.held.run_id)
+        same_result = run.result == entry.result.model_copy(update={"log_odds": ()})
+        return run.lease_token == entry.held.lease_token and same_result
+
+    def _suspect(self) -> None:
+        """After a failure: is it the code, which ends the study?"""
+        reason = suspicion.repeated_crash(self._database, self._name)
+        if reason is not None and studies.get(self._database, self._name).stopped is None:
+            studies.stop(self._database, self._name, reason)
+            log.error("study %s stopped: %s", self._name, reason)
+
+    def _look_after_others(self) -> None:
+        """A few times per lease period: expire the leases of the dead, say what they left, mend what they tore."""
+        now = time.monotonic()
+        if now - self._looked_at < self._options.lease_seconds / 3:
+            return
+        self._looked_at = now
+        for observed in self._watch.look(self._database, self._name):
+            if leases.expire(self._database, observed, _now()):
+                log.warning("run %s expired: its worker was not heard of for two lease periods", observed.run_id)
+        for left in outbox.orphans(paths.outbox_files(self._options.output, self._name)):
+            log.info("%s was left by a dead worker; saying what is in it", left.file)
+            try:
+                self._empty(left, self._renew)
+            finally:
+                left.close()
+        for number in self._study.reconcile(time.monotonic(), 2 * self._options.lease_seconds):
+            log.warning("trial %d was RUNNING in Optuna though its last run has ended: told so", number)
+
+    def _claim(self) -> None:
+        if self._asked_for == 0 or time.monotonic() - self._asked_at < self._idle_seconds:
+            return
+        self._require_trust()
+        while self._asked_for > 0 and not self._closing.is_set():
+            found = claims.claim(self._database, self._study, self._identity, self._options.output)
+            if found is None:
+                self._nothing_to_claim()
+                return
+            claim = found.claim
+            if self._asked_for == 0:  # nobody wants it any more
+                unused = RunResult(end_reason=EndReason.PREEMPTED, message="not started")
+                runs.finish(self._database, claim, unused, _now(), retry=found.spec)
+                return
+            self._held[claim.run_id] = (claim, time.monotonic())
+            self._asked_for -= 1
+            self._idle_seconds, self._asked_at = IDLE_SECONDS[0], -float("inf")
+            self._tell(found)
+
+    def _nothing_to_claim(self) -> None:
+        self._asked_at = time.monotonic()
+        self._idle_seconds = min(IDLE_SECONDS[1], 1.5 * self._idle_seconds)
+        stopped = studies.get(self._database, self._name).stopped is not None
+        if not self._held and (stopped or (self._options.until_idle and claims.is_idle(self._database, self._study))):
+            self._asked_for = 0
+            self._tell(Over(done=not stopped))
+
+    def _require_trust(self) -> None:
+        reason = suspicion.is_quarantined(self._database, self._name, self._identity.host, self._identity.gpu)
+        if reason is not None and not self._options.trust_gpu:
+            raise StudyError(
+                f"{self._identity.gpu} of {self._identity.host} is quarantined: {reason}. "
+                "Look at it (mvsweep doctor), then start the worker with --trust-gpu"
+            )
+
+    def _rest(self) -> None:
+        """Give the connections back: a server has fewer of them than a study may have workers."""
+        if self._until_next() > 1.0:
+            store.rest(self._database)
+            self._study.rest()
+
+    def _until_next(self) -> float:
+        """Seconds until something is due that nobody rings for."""
+        now = time.monotonic()
+        renewal = self._options.lease_seconds / 3
+        due = [renewed_at + renewal for _claim, renewed_at in self._held.values()]
+        due.append(self._looked_at + renewal)
+        if self._asked_for:
+            due.append(self._asked_at + self._idle_seconds)
+        return max(0.0, min(due) - now)
+
+    def _new_watch(self) -> leases.Watch:
+        return leases.Watch(self._options.lease_seconds, time.monotonic)
+
+    def _pause(self, failures: int) -> float:
+        """Longer each time, and by chance, so that workers do not come back as one."""
+        longest = min(AWAY_SECONDS[1], self._options.lease_seconds / 4)
+        return min(longest, AWAY_SECONDS[0] * 2.0**failures) * self._chance.uniform(0.5, 1.0)
+
+    def _note_away(self, error: MvsweepError) -> None:
+        self._watch = self._new_watch()  # who could not renew meanwhile is not dead
+        if self._away_since is None:
+            self._away_since = time.monotonic()
+            log.warning("%s Training goes on; what is to be said waits in %s", error, self._outbox.file)
+
+    def _note_back(self) -> None:
+        if self._away_since is not None:
+            log.warning("the database is back after %.0f s", time.monotonic() - self._away_since)
+            self._away_since = None
+
+    def _tell(self, news: News) -> None:
+        self._news.put(news)
+        os.write(self._bell_rope, b"!")
+
+
+def _point(entry: Logged | Reported) -> Point:
+    if isinstance(entry, Reported):
+        return Point(entry.rows_seen, value=entry.value)
+    return Point(entry.rows_seen, loss=entry.loss, learning_rate=entry.learning_rate)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
