@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import time
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,7 +25,13 @@ from mathverify_sweep.cli.shared import (
 from mathverify_sweep.errors import StudyError
 
 if TYPE_CHECKING:
+    from sqlalchemy.engine import Engine as Database
+
     from mathverify_sweep.reports.models import StatusReport
+    from mathverify_sweep.study.study import StudyHandle
+
+START_SECONDS = 900.0
+"""How long a worker that starts waits for a database that is away, or has no connection left."""
 
 
 class EngineChoice(StrEnum):
@@ -85,17 +93,21 @@ def worker(
     Ctrl-C and SIGTERM have checkpoints written and hand the runs back; the next worker goes on from there.
     """
     from mathverify_sweep import actions, sweep_file
-    from mathverify_sweep.store import studies
+    from mathverify_sweep.store import outages, studies
     from mathverify_sweep.worker import devices
     from mathverify_sweep.worker.engine import EngineOptions
     from mathverify_sweep.worker.loop import Worker, WorkerOptions
 
+    def opened() -> tuple[Database, StudyHandle]:
+        database = open_database(storage)
+        name = study
+        if study not in studies.names(database) and (config := sweep_file.find(study)) is not None:
+            actions.create(database, config)
+            name = config.study
+        return database, open_study(database, name)
+
     log_to_stderr()
-    database = open_database(storage)
-    if study not in studies.names(database) and (config := sweep_file.find(study)) is not None:
-        actions.create(database, config)
-        study = config.study
-    handle = open_study(database, study)
+    database, handle = outages.patiently(opened, START_SECONDS, random.Random(), time.monotonic, time.sleep)  # noqa: S311
     pretended = engine is EngineChoice.rehearsal
     options = WorkerOptions(
         output=output.resolve(),
