@@ -66,8 +66,9 @@ def connect_args(dialect: str) -> dict[str, int]:
 
 
 def rest(engine: Engine) -> None:
-    """Close the connections that are open and not in use, until one is needed again: a worker mostly waits."""
-    engine.dispose()
+    """Hold no connection to a server until one is needed again: a worker mostly waits. A SQLite file stays open."""
+    if engine.dialect.name != "sqlite":
+        engine.dispose()
 
 
 def prepare_sqlite(engine: Engine) -> None:

@@ -6,14 +6,23 @@ never a password.
 
 from __future__ import annotations
 
+import logging
 import os
+import random
 import sqlite3
+from collections.abc import Callable
+from typing import TypeVar
 from urllib.parse import quote_plus
 
 from sqlalchemy import exc
 from sqlalchemy.engine import URL
 
 from mathverify_sweep.errors import StorageError, StorageUnavailable
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 8.0
 
 # PostgreSQL's SQLSTATE, by class or whole. 25006: a server that is failing over, or that its host has made read-only
 # because its disk is full. 25P03: the server cut a transaction that stood still (a suspended laptop).
@@ -40,6 +49,32 @@ _SQLITE_AWAY = (
     sqlite3.SQLITE_PROTOCOL,
     sqlite3.SQLITE_NOMEM,
 )
+
+
+def patiently(
+    call: Callable[[], T],
+    patience_seconds: float,
+    chance: random.Random,
+    monotonic: Callable[[], float],
+    sleep: Callable[[float], None],
+) -> T:
+    """What `call` returns, tried again while the database is away, for `patience_seconds` at most.
+
+    The pauses grow, and are drawn: of a hundred workers that start at once and find no connection left, not all come
+    back at once. After that the last StorageUnavailable is raised.
+    """
+    until = monotonic() + patience_seconds
+    longest = FIRST_PAUSE_SECONDS
+    while True:
+        try:
+            return call()
+        except StorageUnavailable as error:
+            pause = chance.uniform(0.0, longest)
+            if monotonic() + pause > until:
+                raise
+            log.info("%s Trying again in %.1f s", error, pause)
+        sleep(pause)
+        longest = min(LONGEST_PAUSE_SECONDS, 2 * longest)
 
 
 def storage_error(url: URL, error: BaseException) -> StorageError:

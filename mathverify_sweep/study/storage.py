@@ -1,4 +1,4 @@
-"""Optuna's own connections to the database that our tables live in, and what an outage of it is called."""
+"""Optuna's storage: on our connections to the database, or behind a proxy; and what an outage of it is called."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.exceptions import StorageInternalError
-from optuna.storages import RDBStorage
+from optuna.storages import BaseStorage, GrpcStorageProxy, RDBStorage
 
 from mathverify_sweep.errors import StorageError
 from mathverify_sweep.store import database
+from mathverify_sweep.study import proxy
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
@@ -44,9 +45,12 @@ def open_storage(engine: Engine) -> RDBStorage:
     return storage
 
 
-def close_storage(storage: RDBStorage) -> None:
-    """Forget this thread's session. The connections are our engine's, who keeps or closes them."""
-    storage.remove_session()
+def close_storage(storage: BaseStorage) -> None:
+    """Forget this thread's session, or close the channel to the proxy. Our engine's connections are its own affair."""
+    if isinstance(storage, GrpcStorageProxy):
+        storage.close()
+    else:
+        storage.remove_session()
 
 
 @contextmanager
@@ -62,7 +66,7 @@ def opened(engine: Engine) -> Iterator[RDBStorage]:
 
 @contextmanager
 def storage_errors(engine: Engine) -> Iterator[None]:
-    """What Optuna or the driver below it calls an error of the database comes out as in `store.database.errors_of`."""
+    """Errors of Optuna, its driver and its proxy come out as those of `store.database.errors_of`."""
     with database.errors_of(engine):
         try:
             yield
@@ -70,3 +74,8 @@ def storage_errors(engine: Engine) -> Iterator[None]:
             if isinstance(error.__cause__, Exception):
                 raise error.__cause__ from None
             raise StorageError(f"Optuna: {error}") from None
+        except Exception as error:
+            proxied = proxy.storage_error(error)
+            if proxied is None:
+                raise
+            raise proxied from None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
-from optuna.storages import RDBStorage
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from mathverify_sweep import metrics, sweep_file
@@ -27,11 +27,11 @@ from mathverify_sweep.errors import ConfigError, StudyError
 from mathverify_sweep.search_space import Value
 from mathverify_sweep.specs import RunResult, TrainParams
 from mathverify_sweep.states import ENDINGS, EndReason, Verdict
-from mathverify_sweep.store import glances, studies
+from mathverify_sweep.store import database, glances, studies
 from mathverify_sweep.store.runs import Point, RunRecord
 from mathverify_sweep.store.studies import StudyRecord
 from mathverify_sweep.store.turns import one_at_a_time
-from mathverify_sweep.study import artifacts, space
+from mathverify_sweep.study import artifacts, proxy, space
 from mathverify_sweep.study.storage import close_storage, open_storage, opened, storage_errors
 from mathverify_sweep.study.views import TrialView, view
 
@@ -75,24 +75,29 @@ def create(engine: Engine, config: SweepConfig, data_fingerprint: str, now: date
     return created
 
 
-def open_study(engine: Engine, name: str) -> StudyHandle:
+def open_study(engine: Engine, name: str, optuna_proxy: str | None = None) -> StudyHandle:
     """THE way to open a study: sampler and pruner come from the sweep file that is stored with it.
+
+    With `optuna_proxy` (HOST:PORT) Optuna reaches the database through that proxy only.
 
     Raises StudyError naming the nearest study when there is none of that name.
     """
     record = studies.get(engine, name)
-    return StudyHandle(engine, SweepConfig.model_validate_json(record.config), record.data_fingerprint)
+    config = SweepConfig.model_validate_json(record.config)
+    return StudyHandle(engine, config, record.data_fingerprint, optuna_proxy)
 
 
 class StudyHandle:
     """An open study. `close` it, or use it as a context manager."""
 
-    def __init__(self, engine: Engine, config: SweepConfig, data_fingerprint: str) -> None:
+    def __init__(
+        self, engine: Engine, config: SweepConfig, data_fingerprint: str, optuna_proxy: str | None = None
+    ) -> None:
         self.config = config
         self.data_fingerprint = data_fingerprint
         self._engine = engine
         self._orphans: dict[int, tuple[str, float]] = {}
-        self._storage = open_storage(engine)
+        self._storage: BaseStorage = proxy.connect(optuna_proxy) if optuna_proxy else open_storage(engine)
         try:
             with storage_errors(engine):
                 self._study = _load_optuna_study(self._storage, config)
@@ -164,13 +169,14 @@ class StudyHandle:
         with storage_errors(self._engine):
             self._study.enqueue_trial(dict(settings))
 
-    def reconcile(self, monotonic: float, patience_seconds: float) -> list[int]:
+    def reconcile(self, monotonic: float, patience_seconds: float, only: Collection[int] | None = None) -> list[int]:
         """Mend what a crash left between our runs and Optuna's trials; the numbers of the trials that it ended.
 
         A RUNNING trial whose last attempt has ended is told so. One that no run ever took is failed, and what was
         enqueued in it is enqueued again. Both only once this handle has seen the trial unchanged for
         `patience_seconds` (two lease periods; 0 at a person's word) of its clock `monotonic`, every look in between
-        having succeeded: until then its worker may be about to tell it, with its note and pictures.
+        having succeeded: until then its worker may be about to tell it, with its note and pictures. `only`: of these
+        trials.
         """
         orphans, self._orphans = self._orphans, {}  # a look that fails forgets them
         ended = []
@@ -181,7 +187,7 @@ class StudyHandle:
             last = glances.last_attempts(self._engine, self.config.study, numbers)
             for frozen in running:
                 run = last.get(frozen.number)
-                if run is not None and run.end_reason is None:
+                if (run is not None and run.end_reason is None) or (only is not None and frozen.number not in only):
                     continue
                 looks = repr((run, frozen.params, frozen.intermediate_values, frozen.user_attrs, frozen.system_attrs))
                 before, since = orphans.get(frozen.number, (looks, monotonic))
@@ -197,12 +203,13 @@ class StudyHandle:
             return [view(trial) for trial in self._study.get_trials(deepcopy=False)]
 
     def rest(self) -> None:
-        """Hold no session of this thread; the connections are the engine's, see `store.database.rest`."""
-        close_storage(self._storage)
+        """Hold no connection until one is needed again, neither for Optuna nor for us: they share one."""
+        self._storage.remove_session()
+        database.rest(self._engine)
 
     def close(self) -> None:
-        """Let go of the database."""
-        self.rest()
+        """Let go of Optuna's storage. The engine stays open."""
+        close_storage(self._storage)
 
     def __enter__(self) -> StudyHandle:
         return self
@@ -269,7 +276,7 @@ class StudyHandle:
             raise StudyError(f"study {self.config.study!r} has no trial {trial_number}.") from None
 
 
-def _create_optuna_study(storage: RDBStorage, config: SweepConfig) -> optuna.Study:
+def _create_optuna_study(storage: BaseStorage, config: SweepConfig) -> optuna.Study:
     study = optuna.create_study(
         study_name=config.study,
         storage=storage,
@@ -284,7 +291,7 @@ def _create_optuna_study(storage: RDBStorage, config: SweepConfig) -> optuna.Stu
     return study
 
 
-def _load_optuna_study(storage: RDBStorage, config: SweepConfig) -> optuna.Study:
+def _load_optuna_study(storage: BaseStorage, config: SweepConfig) -> optuna.Study:
     try:
         return optuna.load_study(
             study_name=config.study, storage=storage, sampler=space.sampler(config, 0), pruner=space.pruner(config)
