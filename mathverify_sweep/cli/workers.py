@@ -107,7 +107,7 @@ def worker(
         return database, open_study(database, name)
 
     log_to_stderr()
-    database, handle = outages.patiently(opened, START_SECONDS, random.Random(), time.monotonic, time.sleep)  # noqa: S311
+    database, handle = outages.patiently(opened, START_SECONDS, random.Random(), time.monotonic, time.sleep)
     pretended = engine is EngineChoice.rehearsal
     options = WorkerOptions(
         output=output.resolve(),

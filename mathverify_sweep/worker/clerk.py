@@ -128,6 +128,12 @@ class Clerk:
         return not self._thread.is_alive() and self._outbox.first() is None
 
     def _work(self) -> None:
+        try:
+            self._take_turns()
+        except Exception as error:  # noqa: BLE001 - whatever ends this thread must end the worker
+            self._tell(Failed(error))
+
+    def _take_turns(self) -> None:
         failures = 0
         while True:
             self._wake.clear()
@@ -139,19 +145,15 @@ class Clerk:
                 failures += 1
                 time.sleep(self._pause(failures))
                 continue
-            except Exception as error:  # noqa: BLE001 - whatever ends this thread must end the worker
-                self._tell(Failed(error))
-                return
             self._turn_since = float("inf")
             self._note_back()
             failures = 0
-            if self._closing.is_set():
-                if self._outbox.first() is None:
-                    self._outbox.close()
-                    return
-                continue
-            self._rest()
-            self._wake.wait(self._until_next())
+            if not self._closing.is_set():
+                self._rest()
+                self._wake.wait(self._until_next())
+            elif self._outbox.first() is None:
+                self._outbox.close()
+                return
 
     def _turn(self) -> None:
         self._renew()
