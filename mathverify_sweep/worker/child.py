@@ -149,12 +149,12 @@ def _serve(worker: _Worker, device: str, name: str, slots: int | None, tokens: i
         worker.tell(Refused(message=str(error)))
         return
     all_slots = engine.free_slots()
-    worker.tell(Ready(engine=name, free_slots=all_slots))
+    worker.tell(Ready(engine=name, slots=all_slots))
     while True:
-        while (start := worker.next_start(wait=engine.free_slots() == all_slots)) is not None:
+        while (free := engine.free_slots()) and (start := worker.next_start(wait=free == all_slots)):
             _begin(engine, start, worker)
         for run_id, result in engine.step():
-            _tell_end(worker, engine, run_id, result)
+            _tell_end(worker, run_id, result)
 
 
 def _engine(name: str, device: str, slots: int | None, tokens: int | None) -> Engine:
@@ -184,17 +184,13 @@ def _begin(engine: Engine, start: Start, worker: _Worker) -> None:
     except _WorkerGone:
         raise
     except Exception:  # noqa: BLE001 - whatever is wrong with a run ends that run
-        _tell_end(worker, engine, start.run_id, crashed())
+        crashed = RunResult(end_reason=EndReason.CRASHED, message=traceback.format_exc(limit=-12))
+        _tell_end(worker, start.run_id, crashed)
 
 
-def _tell_end(worker: _Worker, engine: Engine, run_id: str, result: RunResult) -> None:
+def _tell_end(worker: _Worker, run_id: str, result: RunResult) -> None:
     worker.forget(run_id)
-    worker.tell(Ended(run_id=run_id, result=result, free_slots=engine.free_slots()))
-
-
-def crashed() -> RunResult:
-    """The result of a run that the exception at hand has ended."""
-    return RunResult(end_reason=EndReason.CRASHED, message=traceback.format_exc(limit=-12))
+    worker.tell(Ended(run_id=run_id, result=result))
 
 
 def _end_with_parent() -> None:

@@ -87,7 +87,7 @@ class Worker:
         self._engine: Engine | None = None
         self._replace_engine = False
         self._heard_at = 0.0
-        self._free_slots = 0
+        self._slots = 0
         self._attempts: dict[str, Attempt] = {}
         self._asked_for = 0
         self._taken = 0
@@ -106,9 +106,12 @@ class Worker:
                 self._clerk.start()
                 while not self._is_over():
                     self._keep_engine()
-                    self._ask_for_runs()
-                    self._listen()
-                    self._look_at_the_time()
+                    try:
+                        self._ask_for_runs()
+                        self._listen()
+                        self._look_at_the_time()
+                    except EngineDied as died:
+                        self._bury_engine(died)
                 return self._close()
             except BaseException:
                 self._hand_back("the worker ended on an error")
@@ -133,7 +136,7 @@ class Worker:
     def _ask_for_runs(self) -> None:
         if self._over is not None:
             return
-        free = 0 if self._replace_engine else self._free_slots - self._asked_for
+        free = 0 if self._replace_engine else self._slots - len(self._attempts) - self._asked_for
         if self._options.count is not None:
             free = min(free, self._options.count - self._taken - self._asked_for)
         for _ in range(free):
@@ -146,11 +149,8 @@ class Worker:
         wait(sources, LISTEN_SECONDS)
         for news in self._clerk.news():
             self._hear_clerk(news)
-        try:
-            while self._engine is not None and (message := self._engine.receive(0)) is not None:
-                self._hear_engine(message)
-        except EngineDied as died:
-            self._bury_engine(died)
+        while self._engine is not None and (message := self._engine.receive(0)) is not None:
+            self._hear_engine(message)
 
     def _hear_clerk(self, news: News) -> None:
         if isinstance(news, Claimed):
@@ -168,7 +168,6 @@ class Worker:
     def _hear_engine(self, message: FromEngine) -> None:
         self._heard_at = time.monotonic()
         if isinstance(message, Ended):
-            self._free_slots = message.free_slots
             self._end(message.run_id, message.result)
         elif isinstance(message, Logged | Reported) and message.run_id in self._attempts:
             attempt = self._attempts[message.run_id]
@@ -194,7 +193,6 @@ class Worker:
         if attempt.ancestry.problem is not None:
             self._end(attempt.claim.run_id, RunResult(end_reason=EndReason.CRASHED, message=attempt.ancestry.problem))
             return
-        self._free_slots -= 1
         self._heard_at = time.monotonic()
         assert self._engine is not None
         self._engine.send(attempt.order(self._options.checkpoint_seconds))
@@ -313,13 +311,12 @@ class Worker:
             if isinstance(message, Refused):
                 raise DataDrift(message.message)
             if isinstance(message, Ready):
-                log.info("the %s engine is ready with %d slot(s)", message.engine, message.free_slots)
-                self._free_slots = message.free_slots
+                log.info("the %s engine is ready with %d slot(s)", message.engine, message.slots)
+                self._slots = message.slots
                 self._heard_at = time.monotonic()
                 return
 
     def _end_engine(self) -> None:
-        self._free_slots = 0
         if self._engine is not None:
             self._engine.kill()
             self._engine = None

@@ -56,7 +56,7 @@ class Ready(Frozen):
 
     kind: Literal["ready"] = "ready"
     engine: str
-    free_slots: int
+    slots: int
 
 
 class Refused(Frozen):
@@ -97,7 +97,6 @@ class Ended(Frozen):
     kind: Literal["ended"] = "ended"
     run_id: str
     result: RunResult
-    free_slots: int
 
 
 ToEngine = Prepare | Start | Answer | Interrupt
