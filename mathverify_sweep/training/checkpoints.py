@@ -57,7 +57,8 @@ class Checkpoints:
 
     def newest(self) -> Checkpoint | None:
         """The one of the earlier attempts that has seen the most rows; what is wrong with better ones is logged."""
-        for rows_seen, folder in sorted(self._written(), key=lambda found: -found[0]):
+        written = [(number, root / str(number)) for root in self._earlier for number in _numbered(root)]
+        for rows_seen, folder in sorted(written, key=lambda found: -found[0]):
             try:
                 self._prove(folder, rows_seen)
             except (OSError, ValueError) as error:
@@ -86,9 +87,6 @@ class Checkpoints:
             if not self._has_warned:
                 log.warning("no checkpoint in %s, training goes on without (is the disk full?): %s", folder, error)
             self._has_warned = True
-
-    def _written(self) -> list[tuple[int, Path]]:
-        return [(number, root / str(number)) for root in self._earlier for number in _numbered(root)]
 
     def _seal(self, folder: Path, rows_seen: int) -> None:
         """The manifest, last; then all of it on the disk."""
@@ -148,7 +146,14 @@ def mathematics(order: Order) -> str:
 
 
 def _numbered(root: Path) -> list[int]:
-    return [int(path.name) for path in root.iterdir() if path.name.isdecimal()] if root.is_dir() else []
+    """Rows seen of the checkpoints in a folder: none when it is on another machine, or cannot be read."""
+    try:
+        return [int(path.name) for path in root.iterdir() if path.name.isdecimal()]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        log.warning("checkpoints in %s are left aside: %s", root, error)
+        return []
 
 
 def _files(folder: Path) -> dict[str, Path]:

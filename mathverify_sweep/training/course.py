@@ -86,6 +86,11 @@ class Course:
         self._resumed_from_rows = kept.rows_seen
         return found
 
+    @property
+    def is_stuck(self) -> bool:
+        """Whether it has resumed, and taken no step since: what it resumed from may be to blame for that."""
+        return 0 < self._resumed_from_rows == self._last_step.rows_seen
+
     def catch_up(self, evaluate: Evaluate) -> None:
         """Answers the rungs that the earlier attempt had passed and not reported. Raises TrainingEnded."""
         if self._rungs and self._last_step.rows_seen >= self._rungs[0]:

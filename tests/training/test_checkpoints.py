@@ -153,6 +153,16 @@ def test_a_damaged_one_is_left_aside_and_the_one_before_it_used(
     assert newest(spec, tmp_path / "run") is None
 
 
+def test_attempts_whose_folders_cannot_be_read_are_passed_over(
+    spec: RunSpec, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    [folder] = written(spec, tmp_path / "first", 8)
+    (tmp_path / "second").mkdir()
+    (tmp_path / "second" / "checkpoints").write_text("no folder")
+    assert newest(spec, tmp_path / "second", tmp_path / "first") == Checkpoint(folder, 8)
+    assert "second/checkpoints are left aside" in caplog.text
+
+
 def test_another_engines_is_not_gone_on_from(spec: RunSpec, tmp_path: Path) -> None:
     written(spec, tmp_path / "run", 8)
     assert newest(spec, tmp_path / "run", engine="another") is None

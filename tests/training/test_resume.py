@@ -59,7 +59,8 @@ def engine() -> ReferenceEngine:
 def spec(place: Place) -> RunSpec:
     """Eight steps, with all that draws numbers or remembers: dropout, weighted prompts, rungs between the steps."""
     params = {"lora_dropout": 0.2, "prompt_loss_weight": 0.1}
-    return place.spec(params=params, rungs=(8, 20, 33, 48, 59), rung_rows=20)
+    rungs = (8, 20, 33, 48, 59)
+    return place.spec(params=params, rungs=rungs, rung_rows=20, objective="validation_log_loss")
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +109,9 @@ def preempted(engine: ReferenceEngine, spec: RunSpec, folder: Path, step: int, *
 @pytest.mark.parametrize("optim", KINDS)
 def test_a_cut_run_ends_in_the_same_bits(place: Place, engine: ReferenceEngine, tmp_path: Path, optim: str) -> None:
     params = {"optim": optim, "lora_dropout": 0.2, **KINDS[optim]}
-    spec = place.spec(params=params, quantization="nf4", train_rows=40, rungs=(8, 20, 33), rung_rows=20)
+    spec = place.spec(
+        params=params, quantization="nf4", train_rows=40, rungs=(8, 20, 33), objective="validation_log_loss"
+    )
     not_cut = ended(engine, spec, tmp_path / "whole")
     before = preempted(engine, spec, tmp_path / "cut", 3)
     after = ended(engine, spec, tmp_path / "next", tmp_path / "cut")
@@ -229,21 +232,23 @@ class _Trap:
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
-def test_a_checkpoint_from_elsewhere_runs_no_code(
-    engine: ReferenceEngine, spec: RunSpec, tmp_path: Path, name: str
+def test_a_checkpoint_that_holds_code_is_not_run_and_the_run_starts_over(
+    engine: ReferenceEngine, spec: RunSpec, whole: Ended, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
     """Its manifest is in order: whoever makes a checkpoint can make that too."""
 
     def fill(folder: Path) -> None:
-        real = tmp_path / "cut" / "checkpoints" / "24"
+        real = tmp_path / "cut" / "checkpoints" / "16"
         shutil.copytree(real, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json"))
         torch.save(_Trap(tmp_path / "ran"), folder / name)
 
-    preempted(engine, spec, tmp_path / "cut", 3)
-    Checkpoints(Order(spec, tmp_path / "forged"), "reference").write(24, fill)
-    message = crash(trained(engine, spec, tmp_path / "next", Recorder(), resume_from=(tmp_path / "forged",)))
-    assert "Weights only load failed" in message
+    preempted(engine, spec, tmp_path / "cut", 2)
+    Checkpoints(Order(spec, tmp_path / "forged"), "reference").write(16, fill)
+    over = ended(engine, spec, tmp_path / "next", tmp_path / "forged")
     assert not (tmp_path / "ran").exists()
+    assert "Weights only load failed" in caplog.text
+    over.is_end_of(whole)
+    assert (over.result.resumed_from_rows, over.logs) == (0, whole.logs)
 
 
 def start_process(spec: RunSpec, folder: Path, *resume_from: Path) -> subprocess.Popen[str]:
