@@ -39,6 +39,7 @@ for command in (
     results.report,
     results.dashboard,
     operations.doctor,
+    operations.reap,
 ):
     app.command()(command)
 

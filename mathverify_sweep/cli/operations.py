@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.text import Text
 
 from mathverify_sweep import paths
-from mathverify_sweep.cli.shared import DEFAULT_STORAGE, As, Format, Output, Storage, Study, show_lines
+from mathverify_sweep.cli.shared import (
+    DEFAULT_STORAGE,
+    As,
+    Format,
+    Output,
+    Storage,
+    Study,
+    open_database,
+    open_study,
+    show_lines,
+)
 
 if TYPE_CHECKING:
     from mathverify_sweep.operations.doctor import Diagnosis
+    from mathverify_sweep.operations.reap import Mended
+    from mathverify_sweep.operations.suspects import Suspect, Worker
 
 _STYLES = {"ok": "green", "warning": "yellow", "problem": "red"}
 
@@ -37,3 +49,73 @@ def _diagnosis(found: Diagnosis) -> Iterator[Text]:
         line = Text(f"{finding.level:<8}", style=_STYLES[finding.level])
         yield line.append(f" {finding.about}: {finding.found}{fix}", style="default")
     yield Text(f"looked at in {found.seconds:.1f} s")
+
+
+def reap(
+    study: Study = None,
+    storage: Storage = DEFAULT_STORAGE,
+    output: Output = paths.DEFAULT_OUTPUT,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Watch the leases for two periods: tells of other hosts, too.")
+    ] = False,
+    mend: Annotated[
+        bool, typer.Option("--mend", help="Expire the dead, and tell Optuna how their trials ended.")
+    ] = False,
+    accept: Annotated[
+        str | None, typer.Option(metavar="RUN", help="Let a result count that came after its lease was lost.")
+    ] = None,
+    form: As = Format.table,
+) -> None:
+    """List runs that may be dead: where they are, and what is known of them. With `--mend`, end those that are."""
+    from mathverify_sweep.operations import accept as late
+    from mathverify_sweep.operations import reap as page
+    from mathverify_sweep.operations.suspects import suspects
+    from mathverify_sweep.store import runs
+
+    database = open_database(storage)
+    handle = open_study(database, study)
+    if accept is not None:
+        heir = late.accept(database, handle, runs.get(database, accept), output.resolve())
+        show_lines(form, [Text(f"accepted: run {heir.run_id} of trial {heir.trial_number} has the result")], heir)
+        return
+    found = page.watched(database, handle, page.Clock()) if watch else suspects(database, handle)
+    if not mend:
+        show_lines(form, _suspects(found), found)
+        return
+    mended = page.mend(database, handle, found)
+    show_lines(form, _mended(mended), mended)
+    raise typer.Exit(1 if mended.unknown else 0)
+
+
+def _suspects(found: Sequence[Suspect]) -> Iterator[Text]:
+    styles = {"dead": "red", "alive": "green", "unknown": "yellow"}
+    for suspect in found:
+        line = Text(f"{suspect.life:<8}", style=styles[suspect.life])
+        yield line.append(f" {_title(suspect)}: {suspect.why}", style="default")
+        if suspect.worker is not None:
+            yield Text(f"         {_where(suspect.worker)}")
+    if not found:
+        yield Text("nothing to reap: no run is RUNNING, none is blocked, and Optuna knows how each trial ended")
+
+
+def _title(suspect: Suspect) -> str:
+    trial = "a place for a trial" if suspect.trial_number is None else f"trial {suspect.trial_number}"
+    stage = f" stage {suspect.stage}" if suspect.stage else ""
+    run = f" run {suspect.run_id} attempt {suspect.attempt}" if suspect.run_id else ""
+    return f"{suspect.kind:<8}{run} {trial}{stage}"
+
+
+def _where(worker: Worker) -> str:
+    job = f", job {worker.job_id}" if worker.job_id else ""
+    heard = worker.renewed_at.isoformat(timespec="seconds") if worker.renewed_at else "never"
+    boot = worker.boot_id or "not known"
+    return (
+        f"worker {worker.worker_id} on {worker.host}, pid {worker.pid}{job}, {worker.gpu}, boot {boot}; "
+        f"renewal {worker.renewals} at {heard}"
+    )
+
+
+def _mended(found: Mended) -> Iterator[Text]:
+    yield from map(Text, found.done or ("nothing to mend",))
+    for suspect in found.unknown:
+        yield Text(f"left alone, not known to be dead: {_title(suspect).strip()}: {suspect.why}; try --watch")

@@ -42,7 +42,7 @@ def end(
     if retry is not None:
         return again(connection, row, retry, now, failures=row.failures + ending.is_failure)
     if ending.state is RunState.FAIL:
-        _end_those_behind(connection, row.run_id, result, now)
+        end_those_behind(connection, row.run_id, result, now)
     return None
 
 
@@ -62,6 +62,27 @@ def again(connection: Connection, row: sa.Row[Any], spec: RunSpec, now: datetime
     new_id: str = values["run_id"]
     _follow(connection, row, new_id)
     return new_id
+
+
+def end_those_behind(connection: Connection, run_id: str, result: RunResult, now: datetime) -> None:
+    """End whatever waits for a run that failed for good, and what waits for those."""
+    message = f"not started: run {run_id}, which it builds on, ended {result.end_reason}"
+    blocked = RunResult(end_reason=result.end_reason, message=message)
+    failed = [run_id]
+    while failed:
+        waits_for_it = runs.c.after_run.in_(failed) & (runs.c.state == RunState.WAITING)
+        failed = list(connection.scalars(sa.select(runs.c.run_id).where(waits_for_it)))
+        connection.execute(
+            sa.update(runs)
+            .where(runs.c.run_id.in_(failed), runs.c.state == RunState.WAITING)
+            .values(
+                state=RunState.FAIL,
+                end_reason=result.end_reason,
+                ended_at=now,
+                busy_seconds=0.0,
+                result=blocked.model_dump_json(),
+            )
+        )
 
 
 def without_log_odds(result: RunResult) -> str:
@@ -91,24 +112,4 @@ def _follow(connection: Connection, row: sa.Row[Any], new_id: str) -> None:
             sa.update(runs)
             .where(runs.c.run_id == waiter.run_id, runs.c.state == RunState.WAITING)
             .values(after_run=after, spec=spec.model_copy(update={"start_from": start_from}).model_dump_json())
-        )
-
-
-def _end_those_behind(connection: Connection, run_id: str, result: RunResult, now: datetime) -> None:
-    message = f"not started: run {run_id}, which it builds on, ended {result.end_reason}"
-    blocked = RunResult(end_reason=result.end_reason, message=message)
-    failed = [run_id]
-    while failed:
-        waits_for_it = runs.c.after_run.in_(failed) & (runs.c.state == RunState.WAITING)
-        failed = list(connection.scalars(sa.select(runs.c.run_id).where(waits_for_it)))
-        connection.execute(
-            sa.update(runs)
-            .where(runs.c.run_id.in_(failed), runs.c.state == RunState.WAITING)
-            .values(
-                state=RunState.FAIL,
-                end_reason=result.end_reason,
-                ended_at=now,
-                busy_seconds=0.0,
-                result=blocked.model_dump_json(),
-            )
         )

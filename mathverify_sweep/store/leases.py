@@ -59,7 +59,7 @@ class Watch:
         # Before the read: what it returns is at least this new, so a slow read makes nobody look older.
         now = self._monotonic()
         try:
-            observed = _running(engine, study_name)
+            observed = running(engine, study_name)
         except StorageError:
             self._first_seen = {}
             raise
@@ -81,6 +81,14 @@ class Watch:
         return max(self._period, lease.worker.lease_seconds or 0.0)
 
 
+def running(engine: Engine, study_name: str) -> list[Observed]:
+    """All leases of a study, the oldest run first."""
+    query = sa.select(runs).where(runs.c.study_name == study_name, runs.c.state == RunState.RUNNING)
+    with transaction(engine) as connection:
+        rows = connection.execute(query.order_by(runs.c.position)).all()
+    return [_observed(row) for row in rows]
+
+
 def expire(engine: Engine, observed: Observed, now: datetime) -> Expired | None:
     """End a run as lease_expired and queue its next attempt, if its failures leave it one.
 
@@ -96,13 +104,6 @@ def expire(engine: Engine, observed: Observed, now: datetime) -> Expired | None:
         retry = RunSpec.model_validate_json(row.spec) if row.failures + 1 < MAX_FAILURES else None
         next_run_id = endings.end(connection, row, _lost(observed), now, retry)
     return Expired(row.run_id, row.trial_number, row.stage, next_run_id)
-
-
-def _running(engine: Engine, study_name: str) -> list[Observed]:
-    query = sa.select(runs).where(runs.c.study_name == study_name, runs.c.state == RunState.RUNNING)
-    with transaction(engine) as connection:
-        rows = connection.execute(query.order_by(runs.c.position)).all()
-    return [_observed(row) for row in rows]
 
 
 def _observed(row: sa.Row[Any]) -> Observed:
