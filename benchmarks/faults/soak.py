@@ -13,11 +13,11 @@ import itertools
 import json
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -53,7 +53,7 @@ class Outcome:
     database: str
     seconds: float = 0.0
     ended_in_time: int = 0
-    faults: Counter[str] = field(default_factory=Counter)
+    faults: dict[str, int] = field(default_factory=dict)
     gave_up: int = 0
     score: Score | None = None
 
@@ -139,7 +139,7 @@ class Soak:
         self._contestant.fleet.start(gpu)
 
     def _do(self, fault: Fault) -> None:
-        self._outcome.faults[fault.kind] += 1
+        self._outcome.faults[fault.kind] = self._outcome.faults.get(fault.kind, 0) + 1
         self._say(f"{fault.kind} {fault.seconds:.0f} s" if fault.seconds else fault.kind)
         if fault.kind in ("kill", "terminate", "freeze"):
             self._hurt(fault)
@@ -192,13 +192,15 @@ def main() -> None:
     parser.add_argument("--lease", type=float, default=8.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--logs", type=Path, help="keep what the workers print in this folder")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that workers, servers and disks are put away
     job = Job(options.trials, options.run_seconds, options.lease)
     settings = Settings(options.workers, options.seconds, options.every, options.seed, job)
     outcomes = []
     for kind in ("sqlite", "postgresql") if options.database == "both" else (options.database,):
         for name in ("mvsweep", "stock") if options.contestant == "both" else (options.contestant,):
-            outcomes.append(_soak(kind, name, settings))
+            outcomes.append(_soak(kind, name, settings, options.logs))
             if options.json:
                 kept = {"settings": asdict(settings), "outcomes": [asdict(outcome) for outcome in outcomes]}
                 options.json.write_text(json.dumps(kept, indent=2))
@@ -206,7 +208,7 @@ def main() -> None:
     sys.exit(any(_broken(outcome) for outcome in outcomes if outcome.contestant == Ours.name))
 
 
-def _soak(kind: str, name: str, settings: Settings) -> Outcome:
+def _soak(kind: str, name: str, settings: Settings, logs: Path | None) -> Outcome:
     # A stock worker opens two connections or more, so the server is given more of them for its sake.
     connections = 100 if name == "mvsweep" else 4 * settings.workers + 20
     with SqlitePlace() if kind == "sqlite" else PostgresPlace(connections) as place:
@@ -215,6 +217,8 @@ def _soak(kind: str, name: str, settings: Settings) -> Outcome:
             return Soak(place, contestant, settings).run()
         finally:
             contestant.fleet.close()
+            if logs is not None:
+                shutil.copytree(place.logs, logs / f"{name}-{kind}", dirs_exist_ok=True)
 
 
 def _broken(outcome: Outcome) -> bool:
@@ -235,7 +239,7 @@ def _table(settings: Settings, outcomes: list[Outcome]) -> str:
         "|---|" + "---:|" * len(outcomes),
     ]
     rows: dict[str, Callable[[Outcome], object]] = {
-        "faults done": lambda o: o.faults.total(),
+        "faults done": lambda o: sum(o.faults.values()),
         "trials ended while faults were done": lambda o: o.ended_in_time,
         "seconds until the last worker ended": lambda o: round(o.seconds),
         "workers that gave up by themselves": lambda o: o.gave_up,
