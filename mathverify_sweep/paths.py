@@ -10,6 +10,7 @@ Study names come from people and files, so they never become a path as they are.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from pathlib import Path
 
@@ -93,6 +94,12 @@ def outbox_files(output: Path, study_name: str) -> list[Path]:
 def worker_log(output: Path, study_name: str, number: int) -> Path:
     """What worker `number` of `mvsweep run` prints."""
     return study_folder(output, study_name) / f"worker-{number}.log"
+
+
+def token_budgets_file() -> Path:
+    """How many tokens at once make this user's devices busy, per model: measured once, of use to every study."""
+    cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(cache) / "mathverify-sweep" / "token-budgets.json"
 
 
 def artifacts_folder(output: Path) -> Path:

@@ -83,7 +83,7 @@ def micro_batch_tokens(base: BaseModel, spec: RunSpec) -> int:
         return spec.params.effective_batch_size * spec.max_length
     free, _total = torch.cuda.mem_get_info(base.device)
     reserved_unused = torch.cuda.memory_reserved(base.device) - torch.cuda.memory_allocated(base.device)
-    fitting = int(0.8 * (free + reserved_unused) / _bytes_per_token(base, spec))
+    fitting = int(0.8 * (free + reserved_unused) / bytes_per_token(base, checkpointing=spec.gradient_checkpointing))
     return max(spec.max_length, min(MOST_TOKENS, fitting))
 
 
@@ -92,7 +92,7 @@ def evaluation_tokens(base: BaseModel, training_tokens: int) -> int:
     return min(CPU_EVALUATION_TOKENS, training_tokens) if base.device.type == "cpu" else training_tokens
 
 
-def _bytes_per_token(base: BaseModel, spec: RunSpec) -> float:
+def bytes_per_token(base: BaseModel, *, checkpointing: bool) -> float:
     """Memory that training holds per token: 16 hidden and 3 feed-forward activations of a layer.
 
     Fitted on Llama-3.1-8B shapes with adapters on all linear layers in bfloat16: 6.5 MB measured, 6.9 by this rule.
@@ -101,7 +101,7 @@ def _bytes_per_token(base: BaseModel, spec: RunSpec) -> float:
     size = base.compute_dtype.itemsize
     layer = (16 * config.hidden_size + 3 * getattr(config, "intermediate_size", 4 * config.hidden_size)) * size
     layers = config.num_hidden_layers
-    held = layer + layers * config.hidden_size * size if spec.gradient_checkpointing else layers * layer
+    held = layer + layers * config.hidden_size * size if checkpointing else layers * layer
     return float(held)
 
 

@@ -1,0 +1,196 @@
+"""A base model that reads streams: its own code and weights, with its linear layers and its attention replaced.
+
+Nothing of a model's code is copied: `transformers` runs its layers as they are. What is behind the last attention, the
+head included, sees only the tokens behind which one is asked for. Knows the families that it has been tested on;
+`unsupported` says what else stands in the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from bitsandbytes.functional import dequantize_4bit
+from bitsandbytes.nn.modules import Linear4bit
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from mathverify_sweep.specs import BaseModelSpec, TrainParams
+from mathverify_sweep.training.base import BaseModel
+from mathverify_sweep.training.packed import attention
+from mathverify_sweep.training.packed.bundles import Bundle, bundles
+from mathverify_sweep.training.packed.layers import Adapter, Layer
+from mathverify_sweep.training.packed.plan import Plan
+from mathverify_sweep.training.packed.stream import Share, Span, Stream
+from mathverify_sweep.training.packed.weights import Weights
+
+FAMILIES = ("llama", "qwen2", "qwen3", "gemma3", "gemma3_text")
+"""`model_type`s whose layers are built as expected here; the tests have one of each."""
+
+LOGITS_AT_ONCE = 2**26
+"""Float32 logits held at once where prompts are trained on too: 256 MB, three times that while they are worked on."""
+
+
+def unsupported(base: BaseModel, spec: BaseModelSpec) -> str | None:
+    """Why this base model cannot be packed, or None when it can."""
+    config = base.model.config.get_text_config()
+    if spec.quantization == "int8":
+        return "an int8 base rounds a row by what else is in the batch, so runs would change each other's numbers"
+    if base.model.config.model_type not in FAMILIES:
+        return f"its architecture {base.model.config.model_type} is not one of {', '.join(FAMILIES)}"
+    if getattr(config, "attn_logit_softcapping", None) is not None:
+        return "its attention has a soft cap, which kernels for rows of many lengths do not have"
+    if getattr(config, "attention_dropout", 0.0):
+        return "its config asks for dropout in attention"
+    if getattr(config, "use_bidirectional_attention", False):
+        return "its attention looks ahead"
+    return None
+
+
+class PackedModel:
+    """The base model of an engine. From here on it reads streams only."""
+
+    def __init__(self, base: BaseModel, plan: Plan) -> None:
+        self.base, self._plan = base, plan
+        self._anchor = torch.zeros((), device=base.device, requires_grad=True)
+        self._stream: Stream | None = None
+        self._bundles: list[Bundle] = []
+        self._head = base.model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        assert isinstance(self._head, nn.Linear)
+        self._body: Any = base.model.get_decoder()  # type: ignore[no-untyped-call]
+        self._body.config._attn_implementation = attention.NAME
+        self._cap: float | None = getattr(self._body.config, "final_logit_softcapping", None)
+        self._teach()
+
+    def weights(self, attached: PeftModel, params: TrainParams) -> Weights:
+        """A copy of the adapter that PEFT has put on this base, as its layers read it."""
+        base = self.base
+        return Weights.of(attached, params, base.device, base.compute_dtype, self._plan.rank_step)
+
+    def train(self, shares: Sequence[Share]) -> list[Tensor]:
+        """Adds each share's gradient to its run's; gives each share's part of its effective batch's loss."""
+        with self._reading(shares) as stream:
+            hidden = self._hidden(stream)
+            losses = [self._loss(stream, span, hidden[span.start : span.end]) for span in stream.read_spans]
+            torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
+            for bundle in self._bundles:
+                bundle.hand_back()
+        return [loss.detach() for loss in losses]
+
+    @torch.no_grad()
+    def judge(self, shares: Sequence[Share]) -> list[Tensor]:
+        """For each share the log-odds of its rows, float32: log P(True) - log P(False)."""
+        with self._reading(shares) as stream:
+            hidden = self._hidden(stream).float()
+            # In bfloat16 a logit near 20 has steps of 0.125, so the odds of many rows would tie.
+            answers = list(self.base.answers)
+            two, bias = self._head.weight[answers].float(), self._head.bias
+            two_biases = None if bias is None else bias[answers].float()
+            parts = [functional.linear(hidden[span.start : span.end], two, two_biases) for span in stream.read_spans]
+            return [logits[:, 1] - logits[:, 0] for logits in map(self._capped, parts)]
+
+    @contextmanager
+    def _reading(self, shares: Sequence[Share]) -> Iterator[Stream]:
+        """Within it the layers know what they read."""
+        stream = self._stream = Stream(shares, self.base.answers, self.base.device)
+        self._bundles = bundles(stream, grouped=self._plan.grouped)
+        try:
+            yield stream
+        finally:
+            self._stream, self._bundles = None, []
+
+    def _hidden(self, stream: Stream) -> Tensor:
+        """Of the tokens that are read: (read, hidden size)."""
+        output = self._body(input_ids=stream.ids, position_ids=stream.positions, use_cache=False, stream=stream)
+        hidden: Tensor = output.last_hidden_state.squeeze(0)
+        return hidden
+
+    def _loss(self, stream: Stream, span: Span, hidden: Tensor) -> Tensor:
+        """By a head matmul of its own: whoever else is in the pass, a run's logits are the same."""
+        targets, weights = stream.targets(span.share)
+        at_once = max(1, LOGITS_AT_ONCE // self._head.weight.shape[0])
+        if len(hidden) <= at_once:
+            return self._weighted(hidden, targets, weights)
+        parts = zip(*(torch.split(tensor, at_once) for tensor in (hidden, targets, weights)), strict=True)
+        return torch.stack([checkpoint(self._weighted, *part, use_reentrant=False) for part in parts]).sum()
+
+    def _weighted(self, hidden: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+        logits = self._capped(functional.linear(hidden, self._head.weight, self._head.bias)).float()
+        log_probs = logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+        return -(log_probs * weights).sum()
+
+    def _capped(self, logits: Tensor) -> Tensor:
+        return logits if self._cap is None else torch.tanh(logits / self._cap) * self._cap
+
+    # What the base model learns, once
+
+    def _teach(self) -> None:
+        layers = self._body.layers
+        last = len(layers) - 1
+        prefix = next(name for name, module in self.base.model.named_modules() if module is layers)
+        numbers = iter(range(1, 10**6))
+        for at, layer in enumerate(layers):
+            for name, module in layer.named_modules():
+                if type(module) in (nn.Linear, Linear4bit):
+                    behind = at == last and (name.startswith("mlp.") or name == "self_attn.o_proj")
+                    module.forward = self._taught(f"{prefix}.{at}.{name}", next(numbers), module, behind)
+        self._read_less_behind_the_last_attention(layers[last])
+        for layer in layers:
+            layer.forward = partial(self._run_layer, layer.forward)
+
+    def _taught(self, name: str, number: int, module: nn.Linear, behind: bool) -> Callable[[Tensor], Tensor]:
+        def adapters() -> list[Adapter]:
+            found = (bundle.adapter(name, number, behind=behind) for bundle in self._bundles)
+            return [adapter for adapter in found if adapter is not None]
+
+        return Layer(self._weight(module), module.bias, adapters, self._anchor)
+
+    def _weight(self, module: Any) -> Callable[[], Tensor]:
+        dtype = self.base.compute_dtype
+        if not isinstance(module, Linear4bit):
+            return lambda: module.weight
+        packed: Any = module.weight
+
+        def unpacked() -> Tensor:
+            # What Linear4bit does in its own forward, so the numbers are the same to the bit.
+            weight: Tensor = dequantize_4bit(packed.data, packed.quant_state)
+            return weight.to(dtype)
+
+        if not self._plan.dequantised:
+            return unpacked
+        weight = unpacked()
+        return lambda: weight
+
+    def _run_layer(self, forward: Callable[..., Tensor], hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if not (self._plan.checkpointing and torch.is_grad_enabled()):
+            return forward(hidden, *args, **kwargs)
+        again: Any = checkpoint(forward, hidden, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+        return again  # type: ignore[no-any-return]
+
+    def _read_less_behind_the_last_attention(self, layer: Any) -> None:
+        """Keys and values are wanted of all tokens, anything after them only of those that are read.
+
+        So the layer gets those only, but for its first norm, which feeds the attention: a fifth of the work of a model
+        of five layers, a thirtieth of one of thirty.
+        """
+        run, first_norm, project = layer.forward, layer.input_layernorm.forward, layer.self_attn.o_proj.forward
+        whole: list[Tensor] = []
+
+        def forward(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            whole[:] = [hidden]
+            result: Tensor = run(self._read(hidden), *args, **kwargs)
+            return result
+
+        layer.input_layernorm.forward = lambda _: first_norm(whole.pop())
+        layer.self_attn.o_proj.forward = lambda attended: project(self._read(attended))
+        layer.forward = forward
+
+    def _read(self, hidden: Tensor) -> Tensor:
+        assert self._stream is not None
+        read = self._stream.read
+        return hidden if read is None else hidden.index_select(1, read)

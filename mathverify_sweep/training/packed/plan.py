@@ -1,0 +1,147 @@
+"""What fits on a device: weights unpacked or not, how many tokens at once, how many runs. Made once per base model.
+
+Prefers speed: unpacked weights where they leave room, activations kept where they fit. Measures nothing itself;
+`measure` does, where a measurement is worth its seconds.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from bitsandbytes.nn.modules import Linear4bit
+
+from mathverify_sweep.specs import RunSpec
+from mathverify_sweep.training.base import BaseModel, bytes_per_token
+
+CPU_TOKENS, CPU_EVALUATION_TOKENS = 2_048, 4_096
+"""On two cores the built-in model trains 130 rows a second at 400 tokens at once, 190 at 1,500, and no more above."""
+
+MOST_SLOTS = 32
+"""Runs at once on a GPU: with more, the samplers know too little of what runs when they propose."""
+
+_SHARE_FOR_WEIGHTS = 0.35
+"""Of free memory that unpacked weights may take. The rest is for activations, which make the larger difference."""
+
+_SHARE_IN_USE = 0.8
+"""Of free memory that is planned with: what the rules below leave out has to fit beside it."""
+
+_BYTES_PER_ADAPTER_NUMBER = 24
+"""Value, gradient, two moments: 16. A copy for matmuls and, for the length of a pass, another with its gradient: 8."""
+
+_LEAST_TOKENS = 4_096
+"""A pass of fewer tokens wastes more of a GPU than computing activations twice does."""
+
+
+@dataclass
+class Budget:
+    """Tokens at once in training and in evaluation. Memory that turns out to be less makes them fewer."""
+
+    tokens: int
+    evaluation_tokens: int
+
+    def shrink(self, least: int) -> bool:
+        """Half of it in training, but not below `least`; whether that is less than it was."""
+        before = self.tokens
+        self.tokens = max(least, before // 2)
+        return self.tokens < before
+
+    def shrink_evaluation(self) -> None:
+        """Half of it in evaluation."""
+        self.evaluation_tokens = max(1, self.evaluation_tokens // 2)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a base model is used on a device.
+
+    `dequantised`: 4-bit weights unpacked once. `checkpointing`: activations computed twice. `together`: several runs in
+    one pass, `grouped`: and their adapters in one matmul, for which ranks are padded to `rank_step`.
+    `most_tokens`: what memory has room for at once.
+    """
+
+    most_tokens: int
+    dequantised: bool
+    checkpointing: bool
+    together: bool
+    grouped: bool
+    rank_step: int
+    adapter_bytes: int
+
+    def told(self, budget: Budget) -> str:
+        """In one line, for the log."""
+        weights = "unpacked once" if self.dequantised else "unpacked in each pass, if packed"
+        activations = "computed twice" if self.checkpointing else "kept"
+        return (
+            f"packed engine: {budget.tokens} tokens at once ({budget.evaluation_tokens} in "
+            f"evaluation), weights {weights}, activations {activations}"
+        )
+
+    @property
+    def way(self) -> str:
+        """What of the plan decides how many tokens make the device busy."""
+        return f"dequantised={self.dequantised} checkpointing={self.checkpointing}"
+
+    def has_room(self, adapter_numbers: int) -> bool:
+        """For so many numbers in adapters."""
+        return adapter_numbers * _BYTES_PER_ADAPTER_NUMBER <= self.adapter_bytes
+
+
+def slots(device: torch.device, asked: int | None) -> int:
+    """How many runs at once at most. On a CPU one more makes nothing faster and each wait longer."""
+    return asked or (1 if device.type == "cpu" else MOST_SLOTS)
+
+
+def make(base: BaseModel, spec: RunSpec) -> Plan:
+    """The plan for runs like this spec's."""
+    free = _free_bytes(base.device)
+    unpacked = sum(map(math.prod, _packed_shapes(base))) * base.compute_dtype.itemsize
+    dequantised = 0 < unpacked <= _SHARE_FOR_WEIGHTS * free
+    left = _SHARE_IN_USE * (free - (unpacked if dequantised else 0))
+    if base.device.type == "cpu":
+        # Matmuls of a CPU are busy with one run's few hundred rows already, and blocks of another shape sum up in
+        # another order: four runs in one pass are no faster (5.3 ms a row against 5.3), and their numbers would hang
+        # on each other's.
+        return Plan(2**31, dequantised, spec.gradient_checkpointing, False, False, 1, 2**62)
+    for_activations = 0.75 * left
+    kept = int(for_activations / bytes_per_token(base, checkpointing=False))
+    checkpointing = spec.gradient_checkpointing or kept < max(_LEAST_TOKENS, spec.max_length)
+    most = int(for_activations / bytes_per_token(base, checkpointing=checkpointing))
+    grouped = base.compute_dtype is torch.bfloat16
+    # Rows of 16 bfloat16 numbers begin where grouped matmuls can read them.
+    return Plan(
+        most_tokens=max(most, spec.max_length),
+        dequantised=dequantised,
+        checkpointing=checkpointing,
+        together=True,
+        grouped=grouped,
+        rank_step=16 if grouped else 1,
+        adapter_bytes=int(left - for_activations),
+    )
+
+
+def candidates(plan: Plan, longest: int) -> Sequence[int]:
+    """Token budgets that are worth measuring on a GPU, ascending."""
+    return [tokens for tokens in (2**n for n in range(11, 18)) if longest <= tokens <= plan.most_tokens] or [longest]
+
+
+def _packed_shapes(base: BaseModel) -> list[torch.Size]:
+    modules = (module for module in base.model.modules() if isinstance(module, Linear4bit))
+    return [_shape(module) for module in modules]
+
+
+def _shape(module: Linear4bit) -> torch.Size:
+    weight: Any = module.weight
+    shape: torch.Size = weight.quant_state.shape
+    return shape
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cpu":
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    free, _total = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
