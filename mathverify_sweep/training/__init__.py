@@ -1,4 +1,5 @@
 """Fine-tuning and evaluation: the only home of torch, transformers, PEFT, TRL and bitsandbytes.
 
-`reference.ReferenceEngine` is the way in. Knows no SQL, no Optuna, no W&B.
+`order.Engine` says what an engine can do; `reference.ReferenceEngine` is the one to compare others with. Knows no SQL,
+no Optuna, no W&B.
 """

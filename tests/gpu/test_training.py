@@ -87,6 +87,21 @@ def test_a_run_leaves_no_trace_on_the_base(
     assert engine.score(spec, None, "validation") == before
 
 
+@pytest.mark.parametrize("optim", OPTIMIZERS)
+def test_a_cut_run_ends_where_one_that_is_not_cut_ends(
+    place: Place, engine: ReferenceEngine, tmp_path: Path, optim: str
+) -> None:
+    """Near it: a GPU adds up in another order each time."""
+    params = {"optim": optim, "lora_r": 64, "lora_dropout": 0.2}
+    spec = place.spec(params=params, quantization="nf4")
+    whole, cut, rest = Recorder(), Recorder(interrupt=(3, EndReason.PREEMPTED)), Recorder()
+    trained(engine, spec, tmp_path / "whole", whole)
+    trained(engine, spec, tmp_path / "cut", cut)
+    resumed = trained(engine, spec, tmp_path / "next", rest, resume_from=(tmp_path / "cut",))
+    assert (resumed.end_reason, resumed.resumed_from_rows) == (EndReason.FINISHED, 24)
+    assert cut.losses + rest.losses == pytest.approx(whole.losses, rel=0.02)
+
+
 def test_the_gpus_memory_running_out_is_a_result(
     place: Place, engine: ReferenceEngine, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
