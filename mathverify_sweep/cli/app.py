@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from mathverify_sweep import __version__
-from mathverify_sweep.cli import data, operations, results, studies, workers
+from mathverify_sweep.cli import chaos, data, operations, results, studies, workers
 from mathverify_sweep.cli.shared import console
 from mathverify_sweep.errors import MvsweepError
 
@@ -40,6 +40,7 @@ for command in (
     results.dashboard,
     operations.doctor,
     operations.reap,
+    chaos.chaos,
 ):
     app.command()(command)
 
