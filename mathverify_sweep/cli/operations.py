@@ -82,7 +82,7 @@ def reap(
     if not mend:
         show_lines(form, _suspects(found), found)
         return
-    mended = page.mend(database, handle, found)
+    mended = page.mend(database, handle, found, output.resolve())
     show_lines(form, _mended(mended), mended)
     raise typer.Exit(1 if mended.unknown else 0)
 

@@ -10,8 +10,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mathverify_sweep.operations import leftovers
 from mathverify_sweep.operations.suspects import Kind, Life, Suspect, Worker, suspects
 from mathverify_sweep.specs import Frozen
 from mathverify_sweep.store import blocked, leases
@@ -63,9 +65,13 @@ def watched(database: Database, study: StudyHandle, clock: Clock) -> list[Suspec
     return [_judged(suspect, seen, stood_still) for suspect in suspects(database, study)]
 
 
-def mend(database: Database, study: StudyHandle, found: Sequence[Suspect]) -> Mended:
-    """Expire the dead, end what waits in vain, tell Optuna. Those of whom nothing is known stay as they are."""
-    done = [_expire(database, suspect) for suspect in found if _is_dead(suspect, Kind.RUNNING)]
+def mend(database: Database, study: StudyHandle, found: Sequence[Suspect], output: Path) -> Mended:
+    """Say what dead workers left unsaid under `output`, expire the dead, end what waits in vain, tell Optuna.
+
+    Those of whom nothing is known stay as they are.
+    """
+    done = leftovers.say(database, study, output)  # first: it may be how a run ended that would expire
+    done += [_expire(database, suspect) for suspect in found if _is_dead(suspect, Kind.RUNNING)]
     ended = blocked.end_blocked(database, study.config.study, datetime.now(UTC))
     if ended:
         done.append(f"ended {ended} run(s) that waited for one that failed")

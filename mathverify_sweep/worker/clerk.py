@@ -22,13 +22,13 @@ from typing import TYPE_CHECKING
 from mathverify_sweep import paths
 from mathverify_sweep.errors import MvsweepError, StorageUnavailable, StudyError
 from mathverify_sweep.specs import RunResult
-from mathverify_sweep.states import ENDINGS, EndReason, Verdict
+from mathverify_sweep.states import EndReason
 from mathverify_sweep.store import database as store
 from mathverify_sweep.store import leases, runs, studies, suspicion
-from mathverify_sweep.store.runs import Claim, Point, WorkerIdentity
-from mathverify_sweep.worker import claims, outbox
+from mathverify_sweep.store.runs import Claim, WorkerIdentity
+from mathverify_sweep.worker import claims, outbox, saying
 from mathverify_sweep.worker.news import Failed, Lost, News, Over, Ruled
-from mathverify_sweep.worker.outbox import Entry, Finished, Logged, Outbox, Reported
+from mathverify_sweep.worker.outbox import Entry, Finished, Outbox, Reported
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine as Database
@@ -185,57 +185,14 @@ class Clerk:
             between()
 
     def _say(self, entry: Entry) -> None:
-        if isinstance(entry, Finished):
-            self._say_end(entry)
-            return
-        claim = entry.held.claim()
-        if not runs.progress(self._database, claim, [_point(entry)]):
-            self._lose(claim.run_id)
-        elif isinstance(entry, Reported) and entry.asks:
-            self._say_report(entry)
-
-    def _say_report(self, entry: Reported) -> None:
-        held = entry.held
-        verdict = self._study.report(held.trial_number, entry.rows_seen, entry.value)
-        log.info(
-            "run %s trial %d at %d rows: %.4f%s",
-            held.run_id,
-            held.trial_number,
-            entry.rows_seen,
-            entry.value,
-            ", pruned" if verdict is Verdict.PRUNE else "",
-        )
-        self._tell(Ruled(held.run_id, entry.rows_seen, verdict))
-
-    def _say_end(self, entry: Finished) -> None:
-        """Our row first, Optuna second."""
-        held, result = entry.held, entry.result
-        taken = runs.finish(self._database, held.claim(), result, entry.at, entry.retry) or self._is_ended(entry)
-        self._held.pop(held.run_id, None)
-        if not taken:
-            if runs.keep_late(self._database, held.claim(), result):
-                log.warning("run %s ended %s too late: the lease was lost", held.run_id, result.end_reason)
-            return
-        if entry.tells:
-            run = runs.get(self._database, held.run_id)
-            points = runs.points(self._database, held.run_id)
-            self._study.show(run, points, entry.link, paths.artifacts_folder(self._options.output))
-            self._study.tell(held.trial_number, result, held.run_id)
-        if ENDINGS[result.end_reason].is_failure or result.end_reason is EndReason.CRASHED:
-            self._suspect()
-
-    def _is_ended(self, entry: Finished) -> bool:
-        """Whether the row ended with this very result: it was said before, and the answer was lost."""
-        run = runs.get(self._database, entry.held.run_id)
-        same_result = run.result == entry.result.model_copy(update={"log_odds": ()})
-        return run.lease_token == entry.held.lease_token and same_result
-
-    def _suspect(self) -> None:
-        """After a failure: is it the code, which ends the study?"""
-        reason = suspicion.repeated_crash(self._database, self._name)
-        if reason is not None and studies.get(self._database, self._name).stopped is None:
-            studies.stop(self._database, self._name, reason)
-            log.error("study %s stopped: %s", self._name, reason)
+        run_id = entry.held.run_id
+        if isinstance(entry, Finished):  # its lease ends with it, whatever becomes of the rest
+            self._held.pop(run_id, None)
+        said = saying.say(self._database, self._study, self._options.output, entry)
+        if said.is_lost:
+            self._lose(run_id)
+        elif isinstance(entry, Reported) and said.verdict is not None:
+            self._tell(Ruled(run_id, entry.rows_seen, said.verdict))
 
     def _look_after_others(self) -> None:
         """A few times per lease period: expire the leases of the dead, say what they left, mend what they tore."""
@@ -328,12 +285,6 @@ class Clerk:
     def _tell(self, news: News) -> None:
         self._news.put(news)
         os.write(self._bell_rope, b"!")
-
-
-def _point(entry: Logged | Reported) -> Point:
-    if isinstance(entry, Reported):
-        return Point(entry.rows_seen, value=entry.value)
-    return Point(entry.rows_seen, loss=entry.loss, learning_rate=entry.learning_rate)
 
 
 def _now() -> datetime:

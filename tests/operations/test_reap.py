@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy.engine import Engine
 
-from mathverify_sweep import processes
+from mathverify_sweep import paths, processes
 from mathverify_sweep.errors import StudyError
+from mathverify_sweep.operations import leftovers
 from mathverify_sweep.operations.accept import accept
 from mathverify_sweep.operations.reap import Clock, mend, watched
 from mathverify_sweep.operations.suspects import Kind, Life, Suspect, suspects
@@ -23,9 +24,11 @@ from mathverify_sweep.store import leases, promotions, runs
 from mathverify_sweep.store.runs import Budget, Claim, RunRecord, WorkerIdentity
 from mathverify_sweep.study.late import LATE_RUN
 from mathverify_sweep.study.study import StudyHandle
+from mathverify_sweep.worker.outbox import Finished, Held, Outbox, Reported
 from tests import example_study
 from tests.example_study import NAME
 
+NOWHERE = Path("/nowhere")
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ME = WorkerIdentity.of_this_process("gpu 0", 60.0)
 ELSEWHERE = replace(ME, host="another-host")
@@ -119,12 +122,32 @@ def test_a_killed_worker_is_dead_and_mending_queues_its_trial_again(
 ) -> None:
     start(engine, study, dead)
     living = start(engine, study, ME)
-    mended = mend(engine, study, suspects(engine, study))
+    mended = mend(engine, study, suspects(engine, study), NOWHERE)
     assert mended.unknown == ()
     first, second, again = runs.runs(engine, NAME)
     assert (first.end_reason, second.run_id, second.state) == (EndReason.LEASE_EXPIRED, living.run_id, RunState.RUNNING)
     assert (again.state, again.continues, again.trial_number) == (RunState.WAITING, first.run_id, 0)
-    assert mend(engine, study, suspects(engine, study)).done == ()
+    assert mend(engine, study, suspects(engine, study), NOWHERE).done == ()
+
+
+def test_what_the_dead_left_unsaid_is_said_before_it_expires(
+    engine: Engine, study: StudyHandle, dead: WorkerIdentity, tmp_path: Path
+) -> None:
+    claim = start(engine, study, dead)
+    file = paths.outbox_file(tmp_path, NAME, dead.worker_id)
+    left = Outbox(file)
+    held = Held.of(claim)
+    left.append(Reported(held=held, rows_seen=100, value=0.7, asks=True))
+    left.append(Finished(held=held, result=FINISHED, at=NOW, retry=None, tells=True, link=None))
+    found = suspects(engine, study)
+    assert leftovers.say(engine, study, tmp_path) == [], "whoever holds it will say it"
+    left.close()
+    assert mend(engine, study, found, tmp_path).done[0].startswith(f"{file.name}: said 2 thing(s)")
+    assert not file.exists()
+    (run,) = runs.runs(engine, NAME)
+    assert (run.state, run.points) == (RunState.COMPLETE, 1)
+    (trial,) = study.trials()
+    assert (trial.state, trial.value, trial.intermediate) == (RunState.COMPLETE, 0.9, {100: 0.7})
 
 
 def test_a_trial_is_told_when_the_dead_had_its_last_attempt(
@@ -132,9 +155,9 @@ def test_a_trial_is_told_when_the_dead_had_its_last_attempt(
 ) -> None:
     start(engine, study, dead)
     for _ in range(2):
-        mend(engine, study, suspects(engine, study))
+        mend(engine, study, suspects(engine, study), NOWHERE)
         assert runs.claim_waiting(engine, NAME, dead, NOW)
-    done = mend(engine, study, suspects(engine, study)).done
+    done = mend(engine, study, suspects(engine, study), NOWHERE).done
     assert [trial.state for trial in study.trials()] == [RunState.FAIL]
     assert done[-1] == "trial 0: told Optuna how it ended"
     assert "that was its last attempt" in done[0]
@@ -142,13 +165,13 @@ def test_a_trial_is_told_when_the_dead_had_its_last_attempt(
 
 def test_a_place_without_a_trial_is_dropped(engine: Engine, study: StudyHandle, dead: WorkerIdentity) -> None:
     runs.reserve(engine, NAME, dead, Budget(None, None, None), NOW)
-    mend(engine, study, suspects(engine, study))
+    mend(engine, study, suspects(engine, study), NOWHERE)
     assert runs.runs(engine, NAME) == []
 
 
 def test_what_is_unknown_is_left_alone_and_said(engine: Engine, study: StudyHandle) -> None:
     claim = start(engine, study, ELSEWHERE)
-    mended = mend(engine, study, suspects(engine, study))
+    mended = mend(engine, study, suspects(engine, study), NOWHERE)
     assert mended.done == ()
     assert [suspect.run_id for suspect in mended.unknown] == [claim.run_id]
     assert runs.get(engine, claim.run_id).state is RunState.RUNNING
@@ -163,7 +186,7 @@ def test_a_lease_that_is_not_renewed_for_two_periods_is_dead_wherever_it_is(engi
     found = watched(engine, study, time.clock)
     assert lives(found) == {Kind.RUNNING: Life.DEAD}
     assert time.now >= 120.0
-    mend(engine, study, found)
+    mend(engine, study, found, NOWHERE)
     assert runs.get(engine, claim.run_id).end_reason is EndReason.LEASE_EXPIRED
 
 
@@ -178,7 +201,7 @@ def test_a_lease_that_is_renewed_after_the_watch_is_kept(engine: Engine, study: 
     claim = start(engine, study, ELSEWHERE)
     found = watched(engine, study, FakeTime().clock)
     runs.renew(engine, claim, NOW)
-    (said,) = mend(engine, study, found).done
+    (said,) = mend(engine, study, found, NOWHERE).done
     assert "left alone" in said
     assert runs.get(engine, claim.run_id).state is RunState.RUNNING
 
@@ -207,7 +230,7 @@ def test_a_trial_that_no_run_took_is_ended_once_nobody_can_be_about_to(engine: E
     runs.release(engine, place)
     found = suspects(engine, study)
     assert lives(found) == {Kind.UNTAKEN: Life.DEAD}
-    mend(engine, study, found)
+    mend(engine, study, found, NOWHERE)
     assert [trial.state for trial in study.trials()] == [RunState.FAIL]
 
 
@@ -219,7 +242,7 @@ def test_a_trial_is_left_to_the_worker_that_is_about_to_tell_it(
     runs.finish(engine, claim, FINISHED, NOW)
     found = suspects(engine, study)
     assert lives(found) == {Kind.UNTOLD: before}
-    mend(engine, study, found)
+    mend(engine, study, found, NOWHERE)
     assert [trial.state for trial in study.trials()] == [RunState.RUNNING]
 
 
@@ -229,7 +252,7 @@ def test_a_trial_that_stood_still_while_it_was_watched_is_told(engine: Engine, s
     time = FakeTime()
     found = watched(engine, study, time.clock)
     assert time.now >= 120.0
-    mend(engine, study, found)
+    mend(engine, study, found, NOWHERE)
     (trial,) = study.trials()
     assert (trial.state, trial.value) == (RunState.COMPLETE, 0.9)
 
@@ -244,7 +267,7 @@ def test_a_run_that_waits_for_a_failed_one_is_ended(engine: Engine, study: Study
     further = runs.enqueue(engine, stage.model_copy(update={"stage": 2}), NOW, after=behind)
     (suspect,) = suspects(engine, study)
     assert (suspect.kind, suspect.run_id) == (Kind.BLOCKED, behind)
-    mend(engine, study, [suspect])
+    mend(engine, study, [suspect], NOWHERE)
     assert [runs.get(engine, each).end_reason for each in (behind, further)] == [EndReason.CRASHED] * 2
 
 

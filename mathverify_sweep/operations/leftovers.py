@@ -1,0 +1,31 @@
+"""What dead workers had to say and did not: in their outboxes, under the output folder, for whoever comes first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mathverify_sweep import paths
+from mathverify_sweep.worker import outbox, saying
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Engine as Database
+
+    from mathverify_sweep.study.study import StudyHandle
+
+
+def say(database: Database, study: StudyHandle, output: Path) -> list[str]:
+    """Say it; a sentence for each outbox that was not empty. Raises StorageError, and what is unsaid stays."""
+    done = []
+    for left in outbox.orphans(paths.outbox_files(output, study.config.study)):
+        entries = 0
+        try:
+            while (entry := left.first()) is not None:
+                saying.say(database, study, output, entry)
+                left.drop_first()
+                entries += 1
+        finally:
+            left.close()
+        if entries:
+            done.append(f"{left.file.name}: said {entries} thing(s) that a dead worker had left unsaid")
+    return done

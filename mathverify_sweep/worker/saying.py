@@ -1,0 +1,87 @@
+"""What an entry of an outbox does to the database, whoever says it: its worker, the next one, or a person who reaps.
+
+Each may be said again: the lease token decides what of it still counts.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mathverify_sweep import paths
+from mathverify_sweep.states import ENDINGS, EndReason, Verdict
+from mathverify_sweep.store import runs, studies, suspicion
+from mathverify_sweep.store.runs import Point
+from mathverify_sweep.worker.outbox import Entry, Finished, Logged, Reported
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Engine as Database
+
+    from mathverify_sweep.study.study import StudyHandle
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Said:
+    """What came of it. `is_lost`: the run is not its worker's any more. `verdict`: the pruner's, on a report."""
+
+    is_lost: bool = False
+    verdict: Verdict | None = None
+
+
+def say(database: Database, study: StudyHandle, output: Path, entry: Entry) -> Said:
+    """Say one entry. Raises StorageError; then it is to be said again."""
+    if isinstance(entry, Finished):
+        return Said(is_lost=not _say_end(database, study, output, entry))
+    if not runs.progress(database, entry.held.claim(), [_point(entry)]):
+        return Said(is_lost=True)
+    if not isinstance(entry, Reported) or not entry.asks:
+        return Said()
+    held = entry.held
+    verdict = study.report(held.trial_number, entry.rows_seen, entry.value)
+    pruned = ", pruned" if verdict is Verdict.PRUNE else ""
+    said = (held.run_id, held.trial_number, entry.rows_seen, entry.value, pruned)
+    log.info("run %s trial %d at %d rows: %.4f%s", *said)
+    return Said(verdict=verdict)
+
+
+def _say_end(database: Database, study: StudyHandle, output: Path, entry: Finished) -> bool:
+    """Our row first, Optuna second; False when it came too late."""
+    held, result = entry.held, entry.result
+    taken = runs.finish(database, held.claim(), result, entry.at, entry.retry) or _is_ended(database, entry)
+    if not taken:
+        if runs.keep_late(database, held.claim(), result):
+            log.warning("run %s ended %s too late: the lease was lost", held.run_id, result.end_reason)
+        return False
+    if entry.tells:
+        run = runs.get(database, held.run_id)
+        points = runs.points(database, held.run_id)
+        study.show(run, points, entry.link, paths.artifacts_folder(output))
+        study.tell(held.trial_number, result, held.run_id)
+    if ENDINGS[result.end_reason].is_failure or result.end_reason is EndReason.CRASHED:
+        _suspect(database, study.config.study)
+    return True
+
+
+def _is_ended(database: Database, entry: Finished) -> bool:
+    """Whether the row ended with this very result: it was said before, and the answer was lost."""
+    run = runs.get(database, entry.held.run_id)
+    same_result = run.result == entry.result.model_copy(update={"log_odds": ()})
+    return run.lease_token == entry.held.lease_token and same_result
+
+
+def _suspect(database: Database, name: str) -> None:
+    """After a failure: is it the code, which ends the study?"""
+    reason = suspicion.repeated_crash(database, name)
+    if reason is not None and studies.get(database, name).stopped is None:
+        studies.stop(database, name, reason)
+        log.error("study %s stopped: %s", name, reason)
+
+
+def _point(entry: Logged | Reported) -> Point:
+    if isinstance(entry, Reported):
+        return Point(entry.rows_seen, value=entry.value)
+    return Point(entry.rows_seen, loss=entry.loss, learning_rate=entry.learning_rate)
