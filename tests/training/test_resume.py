@@ -271,18 +271,18 @@ def kill_after(process: subprocess.Popen[str], steps: int) -> list[str]:
     return [line for line in [*heard, *process.communicate()[0].splitlines()] if line.strip() != "step"]
 
 
-def test_a_killed_process_is_gone_on_with_in_another(spec: RunSpec, whole: Ended, tmp_path: Path) -> None:
+def test_a_killed_process_is_gone_on_with_in_another(
+    engine: ReferenceEngine, spec: RunSpec, whole: Ended, tmp_path: Path
+) -> None:
     assert kill_after(start_process(spec, tmp_path / "killed"), 4) == []
-    next_one = start_process(spec, tmp_path / "next", tmp_path / "killed")
-    result, said = [line for line in next_one.communicate()[0].splitlines() if line != "step"]
-    after = Ended(RunResult.model_validate_json(result), *json.loads(said), tmp_path / "next")
+    after = ended(engine, spec, tmp_path / "next", tmp_path / "killed")
     after.is_end_of(whole)
     assert after.result.resumed_from_rows in (24, 32, 40)
 
 
 @pytest.mark.slow
 def test_killed_again_and_again_it_ends_in_the_same_bits(spec: RunSpec, whole: Ended, tmp_path: Path) -> None:
-    """A step of progress an attempt at least, however it falls: the second step's word comes after a checkpoint."""
+    """Each attempt in a fresh process. Each gets on: the third step's word comes after the second's checkpoint."""
     folders: list[Path] = []
     while not (lines := kill_after(start_process(spec, tmp_path / str(len(folders)), *folders), 3)):
         folders.insert(0, tmp_path / str(len(folders)))
