@@ -40,6 +40,7 @@ for command in (
     results.dashboard,
     operations.doctor,
     operations.reap,
+    operations.proxy,
     chaos.chaos,
 ):
     app.command()(command)

@@ -16,6 +16,8 @@ from mathverify_sweep.cli.shared import (
     Output,
     Storage,
     Study,
+    console,
+    log_to_stderr,
     open_database,
     open_study,
     show_lines,
@@ -85,6 +87,22 @@ def reap(
     mended = page.mend(database, handle, found, output.resolve())
     show_lines(form, _mended(mended), mended)
     raise typer.Exit(1 if mended.unknown else 0)
+
+
+def proxy(
+    storage: Storage = DEFAULT_STORAGE,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on. Whoever reaches it can change every study: keep it private.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 13000,
+) -> None:
+    """Serve Optuna's side of the database to workers (`mvsweep worker --optuna-proxy`), which then need it less."""
+    from mathverify_sweep.study import proxy_server
+
+    log_to_stderr()
+    console.print(f"Optuna's proxy listens on {host}:{port} (Ctrl-C ends it); on the workers:")
+    console.print(f"  mvsweep worker STUDY --optuna-proxy {host}:{port}", soft_wrap=True)
+    proxy_server.serve(open_database(storage), host, port)
 
 
 def _suspects(found: Sequence[Suspect]) -> Iterator[Text]:

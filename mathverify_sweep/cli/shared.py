@@ -64,11 +64,11 @@ def open_database(url: str) -> Database:
     return engine
 
 
-def open_study(database: Database, name: str | None) -> StudyHandle:
-    """The study of that name, or the only one."""
+def open_study(database: Database, name: str | None, optuna_proxy: str | None = None) -> StudyHandle:
+    """The study of that name, or the only one; Optuna behind a proxy if there is one."""
     from mathverify_sweep.study import study
 
-    return study.open_study(database, the_study(database, name))
+    return study.open_study(database, the_study(database, name), optuna_proxy)
 
 
 def the_study(database: Database, name: str | None) -> str:

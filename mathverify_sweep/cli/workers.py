@@ -73,6 +73,9 @@ def worker(
     token_budget: Annotated[
         str, typer.Option(metavar="auto|N", help="Tokens of all slots in one pass.", callback=auto_or_count)
     ] = "auto",
+    optuna_proxy: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Reach Optuna through `mvsweep proxy`: fewer connections.")
+    ] = None,
     count: Annotated[int | None, typer.Option(help="Take at most this many runs.", min=1)] = None,
     until_idle: Annotated[
         bool, typer.Option("--until-idle", help="End when the study has nothing left to do.")
@@ -104,7 +107,7 @@ def worker(
         if study not in studies.names(database) and (config := sweep_file.find(study)) is not None:
             actions.create(database, config)
             name = config.study
-        return database, open_study(database, name)
+        return database, open_study(database, name, optuna_proxy)
 
     log_to_stderr()
     database, handle = outages.patiently(opened, START_SECONDS, random.Random(), time.monotonic, time.sleep)
