@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import netrc
 import os
+import socket
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from mathverify_sweep.data import dataset, read
 from mathverify_sweep.errors import MvsweepError, StudyError
 from mathverify_sweep.operations.findings import Finding, ok, problem, warning
 from mathverify_sweep.specs import BaseModelSpec
-from mathverify_sweep.store import database, studies
+from mathverify_sweep.store import database, runs, studies, suspicion
 from mathverify_sweep.store.health import Health, health, sqlite_file
 from mathverify_sweep.store.studies import StudyRecord
 
@@ -23,8 +24,7 @@ ANSWER_SECONDS = 4.0
 SLOW_ROUND_TRIP, TOO_SLOW_ROUND_TRIP = 0.05, 1.0
 CLOCKS_APART_SECONDS = 5.0
 FULL_SHARE = 0.7
-CONNECTIONS_OF_A_WORKER = 4
-"""At most: two of ours, two of Optuna's."""
+FEW_CONNECTIONS = 5
 
 
 def storage(url: str) -> Iterator[Finding]:
@@ -49,12 +49,14 @@ def judged(found: Health, shown: str) -> Iterator[Finding]:
 
 def study(url: str, name: str) -> Iterator[Finding]:
     """Whether a study hands out runs, and whether this machine has what it trains on."""
-    record = _study(url, name)
+    record, quarantined = _study(url, name)
     config = SweepConfig.model_validate_json(record.config)
     if record.stopped:
         yield warning("study", f"{name} is stopped: {record.stopped}", f"Mend that, then: mvsweep resume {name}")
     else:
         yield ok("study", f"{name} hands out runs")
+    for gpu, reason in quarantined.items():
+        yield warning("quarantine", f"{gpu}: {reason}", "Look at it, then: mvsweep worker --trust-gpu")
     yield _base_model(config.base_model)
     yield _data(config)
 
@@ -98,19 +100,24 @@ def hub() -> Iterator[Finding]:
         yield warning("hub", found, "Models and data must be in the cache or in folders; then set HF_HUB_OFFLINE=1")
 
 
-def _study(url: str, name: str) -> StudyRecord:
+def _study(url: str, name: str) -> tuple[StudyRecord, dict[str, str]]:
+    """The study, and why it gives no runs to GPUs of this host."""
     if (file := sqlite_file(url)) is not None and not file.exists():
         raise StudyError(f"there is no file {file}, so no study {name!r}. Give --storage.")
     engine = database.connect(url)
     try:
-        return studies.get(engine, name)
+        record, host = studies.get(engine, name), socket.gethostname()
+        workers = [run.worker for run in runs.runs(engine, name)]
+        gpus = {worker.gpu for worker in workers if worker is not None and worker.host == host}
+        found = {gpu: suspicion.is_quarantined(engine, name, host, gpu) for gpu in sorted(gpus)}
+        return record, {gpu: reason for gpu, reason in found.items() if reason is not None}
     finally:
         engine.dispose()
 
 
 def _mode(url: str, name: str) -> str:
     try:
-        return SweepConfig.model_validate_json(_study(url, name).config).tracking.wandb
+        return SweepConfig.model_validate_json(_study(url, name)[0].config).tracking.wandb
     except MvsweepError:  # which the line of the study says
         return "mode unknown"
 
@@ -140,9 +147,9 @@ def _server(found: Health) -> Iterator[Finding]:
             yield ok("clocks", said)
     if found.connections is not None:
         used, most = found.connections.used, found.connections.most
-        said = f"{used} of {most} in use, room for {(most - used) // CONNECTIONS_OF_A_WORKER} more busy workers"
-        fix = "Raise max_connections, or start workers with --storage at a proxy (docs/operations.md)"
-        if most - used < CONNECTIONS_OF_A_WORKER:
+        said = f"{used} of {most} in use, room for {most - used} more workers that are busy with it at once"
+        fix = "Raise max_connections, or see who holds them: SELECT * FROM pg_stat_activity"
+        if most - used < FEW_CONNECTIONS:
             yield problem("connections", said, fix)
         elif used > FULL_SHARE * most:
             yield warning("connections", said, fix)

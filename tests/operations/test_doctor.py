@@ -18,8 +18,13 @@ from sqlalchemy.engine import Engine
 
 from mathverify_sweep.operations import accelerator, machine, services
 from mathverify_sweep.operations.findings import Check, Finding, Level, examine, ok
+from mathverify_sweep.specs import RunResult, TrainParams
+from mathverify_sweep.states import EndReason
+from mathverify_sweep.store import runs
 from mathverify_sweep.store.health import Connections, Health
-from tests.example_study import NAME, example_database
+from mathverify_sweep.store.runs import WorkerIdentity
+from mathverify_sweep.study.study import open_study
+from tests.example_study import NAME, START, example_database
 
 KEY = "planted-key-0123456789abcdef0123456789abcdef"
 KEYS = {"WANDB_API_KEY": KEY, "HF_TOKEN": KEY}
@@ -191,6 +196,19 @@ def test_a_sick_database_is_told_from_a_healthy_one(change: dict[str, object], a
     findings = {found.about: found for found in services.judged(replace(HEALTH, **change), "db")}  # type: ignore[arg-type]
     assert findings[about].level is level
     assert findings[about].fix
+
+
+def test_a_quarantined_gpu_of_this_host_is_named(tmp_path: Path) -> None:
+    me = WorkerIdentity.of_this_process("gpu 3 (H200)", 60.0)
+    with example_database(tmp_path) as engine, open_study(engine, NAME) as study:
+        for number in range(100, 103):
+            place = runs.reserve(engine, NAME, me, runs.Budget(None, None, None), START)
+            assert place is not None
+            assert runs.attach(engine, place, number, study.config.trial_spec(number, TrainParams(), "f"))
+            runs.finish(engine, place, RunResult(end_reason=EndReason.HUNG, message="no progress"), START)
+        findings = {found.about: found for found in services.study(engine.url.render_as_string(), NAME)}
+    assert findings["quarantine"].level is Level.WARNING
+    assert "gpu 3 (H200): the last 3 trials on it failed" in findings["quarantine"].found
 
 
 # What is on the network
