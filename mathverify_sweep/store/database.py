@@ -43,30 +43,24 @@ def connect(url: str) -> Engine:
     if parsed.get_backend_name() == "sqlite":
         assert parsed.database is not None
         _make_folder(Path(parsed.database), url)
-        engine = sa.create_engine(parsed, connect_args=connect_args("sqlite"), **options)
+        engine = sa.create_engine(parsed, connect_args=_connect_args("sqlite"), **options)
         prepare_sqlite(engine)
         return engine
-    engine = sa.create_engine(parsed, connect_args=connect_args("postgresql"), pool_pre_ping=True, **options)
+    engine = sa.create_engine(parsed, connect_args=_connect_args("postgresql"), pool_pre_ping=True, **options)
     sa.event.listen(engine, "connect", _set_timeouts)
     return engine
 
 
-def connect_args(dialect: str) -> dict[str, int]:
-    """What the drivers are told, ours and Optuna's."""
-    if dialect == "sqlite":
-        return {"timeout": SQLITE_BUSY_SECONDS}
-    # A host that is gone says nothing: without the last four a statement waits for it for a quarter of an hour.
-    return {
-        "connect_timeout": POSTGRES_CONNECT_SECONDS,
-        "keepalives_idle": 20,
-        "keepalives_interval": 5,
-        "keepalives_count": 4,
-        "tcp_user_timeout": 40_000,
-    }
+def passing_engine(dialect: str) -> dict[str, Any]:
+    """Options of another engine on the same database, Optuna's, that keeps no connection beyond its use."""
+    return {"hide_parameters": True, "connect_args": _connect_args(dialect), "poolclass": sa.NullPool}
 
 
 def rest(engine: Engine) -> None:
-    """Hold no connection to a server until one is needed again: a worker mostly waits. A SQLite file stays open."""
+    """Hold no connection to a server until one is needed again: a worker mostly waits. A SQLite file stays open.
+
+    To be said while no transaction of this engine is open.
+    """
     if engine.dialect.name != "sqlite":
         engine.dispose()
 
@@ -173,6 +167,19 @@ def _make_folder(file: Path, url: str) -> None:
         raise StorageError(
             f"cannot make the folder of {safe_url(url)}: {error.strerror}. Name a file that you may write."
         ) from None
+
+
+def _connect_args(dialect: str) -> dict[str, int]:
+    if dialect == "sqlite":
+        return {"timeout": SQLITE_BUSY_SECONDS}
+    # A host that is gone says nothing: without the last four a statement waits for it for a quarter of an hour.
+    return {
+        "connect_timeout": POSTGRES_CONNECT_SECONDS,
+        "keepalives_idle": 20,
+        "keepalives_interval": 5,
+        "keepalives_count": 4,
+        "tcp_user_timeout": 40_000,
+    }
 
 
 def _set_pragmas(connection: Any, _record: object) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import optuna
 from optuna.exceptions import StorageInternalError
@@ -31,14 +31,13 @@ def open_storage(engine: Engine) -> RDBStorage:
     url = engine.url.render_as_string(hide_password=False)
     # Optuna insists on an engine of its own. It makes and checks the tables through it, once a process and database;
     # then its sessions are bound to ours, and its own is never connected again.
-    options: dict[str, Any] = {"hide_parameters": True, "connect_args": database.connect_args(engine.dialect.name)}
+    options = database.passing_engine(engine.dialect.name)
     known = url in _checked
     with storage_errors(engine):
         try:
             storage = RDBStorage(url, options, skip_compatibility_check=known, skip_table_creation=known)
         except RuntimeError as error:  # another Optuna's tables
             raise StorageError(f"Optuna cannot use the database {engine.url.render_as_string()}: {error}") from None
-    storage.engine.dispose()
     storage.remove_session()
     storage.scoped_session.configure(bind=engine)
     _checked.add(url)

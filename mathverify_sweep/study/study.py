@@ -84,6 +84,7 @@ def open_study(engine: Engine, name: str, optuna_proxy: str | None = None) -> St
     """
     record = studies.get(engine, name)
     config = SweepConfig.model_validate_json(record.config)
+    database.rest(engine)  # or a hundred workers that start at once hold a connection each and wait for another one
     return StudyHandle(engine, config, record.data_fingerprint, optuna_proxy)
 
 
