@@ -15,7 +15,7 @@ from collections import deque
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from mathverify_sweep.errors import MvsweepError
+from mathverify_sweep.errors import ModelError, MvsweepError
 from mathverify_sweep.specs import RunResult
 from mathverify_sweep.states import EndReason, Verdict
 from mathverify_sweep.training.order import Engine, Order
@@ -30,6 +30,7 @@ from mathverify_sweep.worker.messages import (
     Ready,
     Refused,
     Reported,
+    Room,
     Start,
     Stepped,
     ToEngine,
@@ -143,32 +144,44 @@ class _PipeReporter:
 def _serve(worker: _Worker, device: str, name: str, slots: int | None, tokens: int | None) -> None:
     prepare = worker.prepare()
     try:
-        engine = _engine(name, device, slots, tokens)
+        ready, engine = _engine(name, prepare, device, slots, tokens)
         engine.prepare(prepare.data, prepare.data_fingerprint)
     except MvsweepError as error:
         worker.tell(Refused(message=str(error)))
         return
     all_slots = engine.free_slots()
-    worker.tell(Ready(engine=name, slots=all_slots))
+    worker.tell(ready)
+    worker.tell(Room(free_slots=all_slots))
     while True:
         while (free := engine.free_slots()) and (start := worker.next_start(wait=free == all_slots)):
             _begin(engine, start, worker)
+            worker.tell(Room(free_slots=engine.free_slots()))
         for run_id, result in engine.step():
             _tell_end(worker, run_id, result)
+            worker.tell(Room(free_slots=engine.free_slots()))
 
 
-def _engine(name: str, device: str, slots: int | None, tokens: int | None) -> Engine:
+def _engine(name: str, prepare: Prepare, device: str, slots: int | None, tokens: int | None) -> tuple[Ready, Engine]:
+    """The engine of that name; `auto` is the packed one wherever it can train on the base model."""
     if name == "rehearsal":
         from mathverify_sweep.worker.rehearsal import RehearsalEngine
 
-        return RehearsalEngine(slots or 1)
-    if name == "packed":
+        return Ready(engine=name, note=None), RehearsalEngine(slots or 1)
+    reason = None
+    if name != "reference":
         from mathverify_sweep.training.engine import PackedEngine  # imports torch
 
-        return PackedEngine(device, slots, tokens)
+        packed = PackedEngine(device, slots, tokens)
+        reason = packed.unsupported(prepare.base_model)
+        if reason is None:
+            return Ready(engine="packed", note=None), packed
+        reason = f"{prepare.base_model.name} cannot be packed: {reason}"
+        if name == "packed":
+            raise ModelError(f"{reason}. Leave out --engine, or use --engine reference")
+        del packed  # and with it the base model, before it is loaded again
     from mathverify_sweep.training.reference import ReferenceEngine  # imports torch
 
-    return ReferenceEngine(device)
+    return Ready(engine="reference", note=reason), ReferenceEngine(device)
 
 
 def _begin(engine: Engine, start: Start, worker: _Worker) -> None:

@@ -18,7 +18,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from mathverify_sweep import paths
-from mathverify_sweep.errors import DataDrift
+from mathverify_sweep.errors import MvsweepError
 from mathverify_sweep.specs import RunResult
 from mathverify_sweep.states import EndReason, Verdict
 from mathverify_sweep.store.runs import WorkerIdentity
@@ -37,6 +37,7 @@ from mathverify_sweep.worker.messages import (
     Ready,
     Refused,
     Reported,
+    Room,
 )
 from mathverify_sweep.worker.news import Claimed, Failed, Lost, News, Over, Ruled
 
@@ -87,9 +88,9 @@ class Worker:
         self._engine: Engine | None = None
         self._replace_engine = False
         self._heard_at = 0.0
-        self._slots = 0
+        self._room = 0
         self._attempts: dict[str, Attempt] = {}
-        self._asked_for = 0
+        self._is_asking = False
         self._taken = 0
         self._over: Over | None = None
         self._signal: int | None = None
@@ -97,8 +98,8 @@ class Worker:
     def work(self) -> bool:
         """Take runs until there is nothing left to take; whether the asked work is done, not cut short.
 
-        Raises DataDrift when this machine's data is not the study's, StudyError when its GPU is quarantined, and
-        whatever the database refuses for good.
+        Raises MvsweepError when this machine's data is not the study's or its base model cannot be loaded, when its GPU
+        is quarantined, and for whatever the database refuses for good.
         """
         with self._signals():
             try:
@@ -123,7 +124,7 @@ class Worker:
     def _is_over(self) -> bool:
         if self._signal is not None:
             return True
-        idle = not self._attempts and self._asked_for == 0
+        idle = not self._attempts and not self._is_asking
         return idle and (self._over is not None or self._taken == self._options.count)
 
     def _keep_engine(self) -> None:
@@ -134,13 +135,10 @@ class Worker:
             self._ready_engine()
 
     def _ask_for_runs(self) -> None:
-        if self._over is not None:
-            return
-        free = 0 if self._replace_engine else self._slots - len(self._attempts) - self._asked_for
-        if self._options.count is not None:
-            free = min(free, self._options.count - self._taken - self._asked_for)
-        for _ in range(free):
-            self._asked_for += 1
+        """One at a time: what the engine has room for is known when it has taken the one before."""
+        is_wanted = self._taken != self._options.count and self._over is None and not self._replace_engine
+        if is_wanted and self._room > 0 and not self._is_asking:
+            self._is_asking = True
             self._clerk.ask_for_run()
 
     def _listen(self) -> None:
@@ -160,7 +158,7 @@ class Worker:
         elif isinstance(news, Lost):
             self._lose(news.run_id)
         elif isinstance(news, Over):
-            self._asked_for = 0
+            self._is_asking = False
             self._over = news
         elif isinstance(news, Failed):
             raise news.error
@@ -169,6 +167,8 @@ class Worker:
         self._heard_at = time.monotonic()
         if isinstance(message, Ended):
             self._end(message.run_id, message.result)
+        elif isinstance(message, Room):
+            self._room = message.free_slots
         elif isinstance(message, Logged | Reported) and message.run_id in self._attempts:
             attempt = self._attempts[message.run_id]
             if isinstance(message, Logged):
@@ -178,7 +178,7 @@ class Worker:
                 self._await_verdict(attempt, message)
 
     def _take(self, claimed: Claimed) -> Attempt:
-        self._asked_for -= 1
+        self._is_asking = False
         self._taken += 1
         claim, spec, ancestry = claimed.claim, claimed.spec, claimed.ancestry
         folder = paths.run_folder(self._options.output, self._name, claim.run_id, claim.lease_token)
@@ -193,6 +193,7 @@ class Worker:
         if attempt.ancestry.problem is not None:
             self._end(attempt.claim.run_id, RunResult(end_reason=EndReason.CRASHED, message=attempt.ancestry.problem))
             return
+        self._room = 0  # until the engine says more
         self._heard_at = time.monotonic()
         assert self._engine is not None
         self._engine.send(attempt.order(self._options.checkpoint_seconds))
@@ -309,14 +310,14 @@ class Worker:
         while self._signal is None:
             message = self._engine.receive(LISTEN_SECONDS)
             if isinstance(message, Refused):
-                raise DataDrift(message.message)
+                raise MvsweepError(message.message)
             if isinstance(message, Ready):
-                log.info("the %s engine is ready with %d slot(s)", message.engine, message.slots)
-                self._slots = message.slots
+                log.info("the %s engine is ready%s", message.engine, f": {message.note}" if message.note else "")
                 self._heard_at = time.monotonic()
                 return
 
     def _end_engine(self) -> None:
+        self._room = 0
         if self._engine is not None:
             self._engine.kill()
             self._engine = None

@@ -52,11 +52,18 @@ class Interrupt(Frozen):
 
 
 class Ready(Frozen):
-    """From the engine: prepared, waiting for runs."""
+    """From the engine: prepared, waiting for runs. `note`: why it is not the one that was hoped for."""
 
     kind: Literal["ready"] = "ready"
     engine: str
-    slots: int
+    note: str | None
+
+
+class Room(Frozen):
+    """From the engine, when it is ready, has taken a run or has ended one: how many more it has a use for now."""
+
+    kind: Literal["room"] = "room"
+    free_slots: int
 
 
 class Refused(Frozen):
@@ -100,7 +107,7 @@ class Ended(Frozen):
 
 
 ToEngine = Prepare | Start | Answer | Interrupt
-FromEngine = Ready | Refused | Logged | Reported | Stepped | Ended
+FromEngine = Ready | Room | Refused | Logged | Reported | Stepped | Ended
 
 _TO_ENGINE: TypeAdapter[ToEngine] = TypeAdapter(Annotated[ToEngine, Field(discriminator="kind")])
 _FROM_ENGINE: TypeAdapter[FromEngine] = TypeAdapter(Annotated[FromEngine, Field(discriminator="kind")])

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mathverify_sweep import paths
+from mathverify_sweep.errors import StudyError
 from mathverify_sweep.states import ENDINGS, EndReason, Verdict
 from mathverify_sweep.store import runs, studies, suspicion
 from mathverify_sweep.store.runs import Point
@@ -68,7 +69,11 @@ def _say_end(database: Database, study: StudyHandle, output: Path, entry: Finish
 
 def _is_ended(database: Database, entry: Finished) -> bool:
     """Whether the row ended with this very result: it was said before, and the answer was lost."""
-    run = runs.get(database, entry.held.run_id)
+    try:
+        run = runs.get(database, entry.held.run_id)
+    except StudyError:  # a database that was restored, or made anew beside an output folder that was not
+        log.warning("run %s is not in this database: what is to be said of it is left out", entry.held.run_id)
+        return False
     same_result = run.result == entry.result.model_copy(update={"log_odds": ()})
     return run.lease_token == entry.held.lease_token and same_result
 
