@@ -18,6 +18,7 @@ from sqlalchemy.engine import URL, Connection, Engine
 
 from mathverify_sweep import paths
 from mathverify_sweep.errors import StorageError
+from mathverify_sweep.store import file_systems
 from mathverify_sweep.store.outages import storage_error
 from mathverify_sweep.store.tables import VERSION_TABLE
 
@@ -33,7 +34,7 @@ _UPGRADE_LOCK = 7_316_041_902
 
 
 def connect(url: str) -> Engine:
-    """An engine for `url`, not yet connected. The folder of a SQLite file is made.
+    """An engine for `url`, not yet connected. The folder of a SQLite file is made, on a local disk.
 
     It keeps one connection, a second one while a study is created: workers are many and PostgreSQL's connections few.
     A connection that broke is never handed out again.
@@ -43,6 +44,8 @@ def connect(url: str) -> Engine:
     if parsed.get_backend_name() == "sqlite":
         assert parsed.database is not None
         _make_folder(Path(parsed.database), url)
+        if (problem := file_systems.refusal(Path(parsed.database))) is not None:
+            raise StorageError(problem)
         engine = sa.create_engine(parsed, connect_args=_connect_args("sqlite"), **options)
         prepare_sqlite(engine)
         return engine
