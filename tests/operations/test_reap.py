@@ -150,6 +150,20 @@ def test_what_the_dead_left_unsaid_is_said_before_it_expires(
     assert (trial.state, trial.value, trial.intermediate) == (RunState.COMPLETE, 0.9, {100: 0.7})
 
 
+def test_what_is_left_of_runs_of_another_database_is_left_out(
+    engine: Engine, study: StudyHandle, dead: WorkerIdentity, tmp_path: Path
+) -> None:
+    claim = start(engine, study, dead)
+    held = Held.of(replace(claim, run_id="of-another-database"))
+    left = Outbox(paths.outbox_file(tmp_path, NAME, dead.worker_id))
+    left.append(Reported(held=held, rows_seen=100, value=0.7, asks=True))
+    left.append(Finished(held=held, result=FINISHED, at=NOW, retry=None, tells=True, link=None))
+    left.close()
+    leftovers.say(engine, study, tmp_path)
+    assert not left.file.exists()
+    assert runs.get(engine, claim.run_id).state is RunState.RUNNING
+
+
 def test_a_trial_is_told_when_the_dead_had_its_last_attempt(
     engine: Engine, study: StudyHandle, dead: WorkerIdentity
 ) -> None:
