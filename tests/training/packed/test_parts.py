@@ -1,0 +1,223 @@
+"""The rooms of the packed engine one by one: cuts, rectangles, optimizers, plans, token budgets."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import torch
+from bitsandbytes.nn.modules import Linear4bit
+from transformers import Trainer, TrainingArguments
+
+from mathverify_sweep.data.encode import EncodedRow
+from mathverify_sweep.paths import token_budgets_file
+from mathverify_sweep.specs import BaseModelSpec, TrainParams
+from mathverify_sweep.specs import Optimizer as OptimizerName
+from mathverify_sweep.training import base
+from mathverify_sweep.training.packed import measure, plan
+from mathverify_sweep.training.packed.model import PackedModel
+from mathverify_sweep.training.packed.optimizer import Optimizer
+from mathverify_sweep.training.packed.stream import Share, Stream, cut
+from mathverify_sweep.training.packed.weights import Weights
+from tests.training.tiny_fixture import Place
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    return Place(tmp_path_factory.mktemp("tiny"))
+
+
+def rows(*lengths: int) -> list[EncodedRow]:
+    return [EncodedRow(tuple(range(length)), i % 2 == 0, i) for i, length in enumerate(lengths)]
+
+
+def weights(params: TrainParams, rank_step: int = 1) -> Weights:
+    """Of one layer with 128 inputs and 64 outputs."""
+    name, r = "base_model.model.model.layers.0.mlp.up_proj", params.lora_r
+    generator = torch.Generator().manual_seed(0)
+    values = {
+        f"{name}.lora_A.weight": torch.randn(r, 128, generator=generator),
+        f"{name}.lora_B.weight": torch.randn(64, r, generator=generator),
+    }
+    return Weights(values, params, CPU, torch.float32, rank_step)
+
+
+# Cuts and streams
+
+
+def test_cuts_hold_every_row_once_within_the_budget() -> None:
+    dice = random.Random(0)
+    for _ in range(200):
+        given = rows(*(dice.randint(1, 60) for _ in range(dice.randint(1, 40))))
+        parts = cut(given, 100)
+        assert sorted(row.index for part in parts for row in part) == list(range(len(given)))
+        sizes = [sum(len(row.prompt_ids) for row in part) for part in parts]
+        assert max(sizes) <= 100
+        assert len(parts) <= 1.5 * sum(sizes) / 100 + 1
+        assert all(part == sorted(part, key=lambda row: -len(row.prompt_ids)) for part in parts)
+
+
+def test_cuts_are_about_equally_large() -> None:
+    assert [sum(len(row.prompt_ids) for row in part) for part in cut(rows(*[10] * 11), 100)] == [60, 50]
+
+
+def test_a_row_longer_than_the_budget_goes_alone() -> None:
+    assert sorted(map(len, cut(rows(5, 90, 5), 20))) == [1, 1, 1]
+    assert cut([], 20) == []
+
+
+def test_a_stream_is_its_rows_end_to_end() -> None:
+    params = TrainParams(lora_r=4)
+    mine, yours = weights(params), weights(params)
+    shares = [Share(mine, rows(5, 3), whole=2.0), Share(yours, rows(4), prompt_weight=0.5, whole=2.5)]
+    stream = Stream(shares, (7, 8), CPU)
+    assert stream.ids.tolist() == [[0, 1, 2, 3, 4, 0, 1, 2, 0, 1, 2, 3]] == stream.positions.tolist()
+    assert stream.ends.tolist() == [0, 5, 8, 12]
+    assert [(span.start, span.end) for span in stream.token_spans] == [(0, 8), (8, 12)]
+    assert stream.read is not None
+    assert stream.read.tolist() == [4, 7, 8, 9, 10, 11]
+    assert [(span.start, span.end) for span in stream.read_spans] == [(0, 2), (2, 6)]
+    assert [tensor.tolist() for tensor in stream.targets(shares[0])] == [[8, 7], [0.5, 0.5]]
+    targets, shares_of_loss = stream.targets(shares[1])
+    assert targets.tolist() == [1, 2, 3, 8]
+    assert shares_of_loss.tolist() == pytest.approx([0.2, 0.2, 0.2, 0.4])
+
+
+def test_rectangles_hold_rows_of_one_run_and_of_like_length() -> None:
+    stream = Stream([Share(None, rows(20, 18, 17, 16, 9)), Share(None, rows(9, 9))], (0, 1), CPU)
+    assert [(group.start, group.end, group.rows, group.longest) for group in stream.groups] == [
+        (0, 55, 3, 20),
+        (55, 71, 1, 16),
+        (71, 80, 1, 9),
+        (80, 98, 2, 9),
+    ]
+    padded = stream.groups[0]
+    assert padded.places is not None
+    assert padded.places.tolist()[19:22] == [19, 20, 21]
+    assert stream.groups[-1].places is None
+
+
+# Weights and optimizers
+
+
+def test_padding_a_rank_changes_neither_names_nor_values() -> None:
+    plain, padded = weights(TrainParams(lora_r=5)), weights(TrainParams(lora_r=5), 16)
+    assert (plain.padded_rank, padded.padded_rank) == (5, 16)
+    assert all(torch.equal(tensor, padded.named()[name]) for name, tensor in plain.named().items())
+    assert padded.flat.abs().sum() == pytest.approx(plain.flat.abs().sum().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("optim", get_args(OptimizerName))
+def test_padding_of_a_rank_stays_zero_whatever_the_optimizer(optim: str) -> None:
+    params = TrainParams(lora_r=40, optim=optim, weight_decay=0.1, learning_rate=1e-2)  # type: ignore[arg-type]
+    padded = weights(params, 64)
+    optimizer = Optimizer(padded, params, 5)
+    used = torch.zeros_like(padded.flat)
+    for matrix in padded.matrices(used):
+        matrix.fill_(1)
+    before = padded.flat.clone()
+    for step in range(5):
+        padded.gradient.copy_(used * (step + 1))
+        optimizer.step()
+    assert padded.flat[used == 0].abs().max() == 0
+    assert (padded.flat != before)[used == 1].float().mean() > 0.9
+
+
+@pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU:UserWarning")
+@pytest.mark.parametrize("optim", get_args(OptimizerName))
+def test_optimizers_are_those_that_the_trainer_builds(optim: OptimizerName, tmp_path: Path) -> None:
+    params = TrainParams(optim=optim, learning_rate=3e-4, weight_decay=0.2)
+    arguments = TrainingArguments(output_dir=str(tmp_path), optim=optim, learning_rate=3e-4, use_cpu=True)
+    kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
+    theirs = kind([torch.nn.Parameter(torch.zeros(2))], **options)
+    ours = Optimizer(weights(params), params, 10)._optimizer
+    assert type(ours) is type(theirs)
+    assert ours.defaults == {**theirs.defaults, "weight_decay": 0.2}
+    assert vars(getattr(ours, "args", TrainParams)) == vars(getattr(theirs, "args", TrainParams))
+    assert getattr(ours, "is_paged", None) == getattr(theirs, "is_paged", None)
+
+
+def test_a_gradient_that_is_no_number_is_not_stepped_along() -> None:
+    params = TrainParams(warmup_steps=0)
+    mine = weights(params)
+    before = mine.flat.clone()
+    optimizer = Optimizer(mine, params, 10)
+    mine.gradient[3] = float("nan")
+    assert torch.tensor(optimizer.step()).isnan()
+    assert torch.equal(mine.flat, before)
+    assert mine.gradient.abs().max() == 0
+
+
+# Plans and budgets
+
+
+def test_nf4_unpacked_once_multiplies_to_the_same_bits(place: Place) -> None:
+    spec = place.spec(quantization="nf4")
+    loaded = base.load(spec.base_model, CPU)
+    layer = next(module for module in loaded.model.modules() if isinstance(module, Linear4bit))
+    x = torch.randn(1, 37, layer.in_features)
+    expected = layer(x)
+    for dequantised in (True, False):
+        made = replace(plan.make(loaded, spec), dequantised=dequantised)
+        PackedModel(loaded, made)
+        assert torch.equal(layer(x), expected)
+
+
+def test_a_plan_unpacks_what_leaves_room(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = place.spec(quantization="nf4")
+    loaded = base.load(spec.base_model, CPU)
+    assert plan.make(loaded, spec).dequantised
+    monkeypatch.setattr(plan, "_free_bytes", lambda _: 100_000)
+    assert not plan.make(loaded, spec).dequantised
+    plain = base.load(BaseModelSpec(name=str(place.base), quantization="none"), CPU)
+    assert not plan.make(plain, spec).dequantised
+
+
+def test_the_smallest_budget_near_the_best_rate_is_enough() -> None:
+    assert measure.smallest_near_peak({2_048: 50.0, 4_096: 94.0, 8_192: 97.0, 16_384: 100.0, 32_768: 99.0}) == 8_192
+
+
+def test_rates_are_measured_as_far_up_as_memory_reaches(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = place.spec(quantization="nf4")
+    loaded = base.load(spec.base_model, CPU)
+    model = PackedModel(loaded, plan.make(loaded, spec))
+    train = PackedModel.train
+
+    def train_or_fail(model: PackedModel, shares: list[Share]) -> list[torch.Tensor]:
+        if shares[0].tokens > 500:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return train(model, shares)
+
+    monkeypatch.setattr(PackedModel, "train", train_or_fail)
+    seconds = count()
+    rates = measure.rates(model, spec, [128, 256, 512, 1_024], clock=lambda: float(next(seconds)))
+    assert rates == {128: 3 * 128.0, 256: 3 * 256.0}
+
+
+def test_a_measured_budget_is_remembered(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(measure, "_gpu", lambda: "some GPU")
+    measured: list[int] = []
+
+    def rates(*_: object) -> dict[int, float]:
+        measured.append(1)
+        return {2_048: 10.0, 4_096: 20.0}
+
+    monkeypatch.setattr(measure, "rates", rates)
+    spec = place.spec(quantization="nf4")
+    loaded = base.load(spec.base_model, CPU)
+    made = plan.make(loaded, spec)
+    model = PackedModel(loaded, made)
+    assert [measure._remembered_or_measured(model, made, spec) for _ in range(2)] == [4_096, 4_096]
+    assert len(measured) == 1
+    assert list(json.loads(token_budgets_file().read_text()).values()) == [4_096]
+    token_budgets_file().write_text("{ half a fi")
+    assert measure._remembered_or_measured(model, made, spec) == 4_096
+    assert len(measured) == 2
