@@ -11,6 +11,8 @@ import pytest
 from mathverify_sweep.states import RunState
 from tests.flows.commands import SWEEP, Shell, ended
 
+pytestmark = pytest.mark.parametrize("backend", ["postgresql"])  # tests/study/test_proxy.py has both
+
 
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -23,13 +25,12 @@ def test_a_worker_behind_the_proxy_does_the_whole_study(
 ) -> None:
     monkeypatch.setenv("MVSWEEP_REHEARSAL_SECONDS", "0.1")
     shell = Shell.at(tmp_path / "work", database_url, SWEEP.replace("trials: 4", "trials: 2"))
-    shell.run("create", "flow.yaml")
     port = free_port()
     proxy = shell.start("proxy", "--port", str(port))
     address = f"127.0.0.1:{port}"
 
     # A proxy that has not started yet is one that is away: the worker waits for it.
-    shell.run("worker", "flow", "--engine", "rehearsal", "--until-idle", "--lease", "5", "--optuna-proxy", address)
+    shell.run("worker", "flow.yaml", "--engine", "rehearsal", "--until-idle", "--lease", "5", "--optuna-proxy", address)
 
     assert [trial.state for trial in shell.status().trials] == [RunState.COMPLETE] * 2
     proxy.send_signal(signal.SIGINT)

@@ -1,53 +1,53 @@
-"""Workers that died with nobody left to notice, and a person who comes by: `mvsweep reap`, on real processes."""
+"""A worker that died with nobody left to notice, and a person who comes by: `mvsweep reap`, on real processes."""
 
 from __future__ import annotations
 
-import json
 import signal
+import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from mathverify_sweep.states import RunState
+from mathverify_sweep.store import runs
+from mathverify_sweep.store.database import connect
+from mathverify_sweep.store.runs import RunRecord
 from tests.flows.commands import SWEEP, Shell, ended
 
-ONE_TRIAL = SWEEP.replace("trials: 4", "trials: 1")
+pytestmark = pytest.mark.parametrize("backend", ["sqlite"])  # tests/operations/test_reap.py has both
 
 
-@pytest.fixture
-def shell(tmp_path: Path, database_url: str) -> Shell:
-    shell = Shell.at(tmp_path / "work", database_url, ONE_TRIAL)
-    shell.run("create", "flow.yaml")
-    return shell
-
-
-def suspects(shell: Shell, *options: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads(shell.json("reap", "flow", *options))
-    return found
+def until_it_trains(storage: str) -> RunRecord:
+    engine = connect(storage)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for run in runs.runs(engine, "flow"):
+            if run.points:
+                engine.dispose()
+                return run
+        time.sleep(0.1)
+    raise AssertionError("no run has said anything")
 
 
 def test_a_killed_worker_is_found_and_what_it_held_goes_on_at_once(
-    shell: Shell, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    shell = Shell.at(tmp_path / "work", database_url, SWEEP.replace("trials: 4", "trials: 1"))
     monkeypatch.setenv("MVSWEEP_REHEARSAL_SECONDS", "60")
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
-    worker = shell.start("worker", "flow", "--engine", "rehearsal", "--lease", "600")
-    shell.wait_until(lambda report: any(run.rows_seen > 0 for run in report.running))
+    worker = shell.start("worker", "flow.yaml", "--engine", "rehearsal", "--lease", "600")
+    lost = until_it_trains(database_url)
 
-    (alive,) = suspects(shell)
-    assert (alive["life"], alive["worker"]["pid"], alive["worker"]["job_id"]) == ("alive", worker.pid, "slurm 4711")
-    assert "nothing to mend" in shell.run("reap", "flow", "--mend")
+    listed = shell.run("reap", "flow")
+    assert f"run {lost.run_id} attempt 1 trial 0: its process lives" in listed
+    assert f"pid {worker.pid}, job slurm 4711" in listed
 
     worker.send_signal(signal.SIGKILL)
     ended(worker, -signal.SIGKILL)
-    listed = shell.run("reap", "flow")
-    assert f"pid {worker.pid}, job slurm 4711" in listed.replace("\n", " ")
-    assert "its process has ended" in listed
+    assert f"run {lost.run_id} of trial 0 expired" in shell.run("reap", "flow", "--mend")
 
-    assert "expired" in shell.run("reap", "flow", "--mend")
     monkeypatch.setenv("MVSWEEP_REHEARSAL_SECONDS", "0.1")
     ended(shell.start("worker", "flow", "--engine", "rehearsal", "--until-idle"))
-    (trial,) = shell.status().trials
-    assert (trial.state, trial.attempts) == (RunState.COMPLETE, 2)
-    assert suspects(shell) == []
+    engine = connect(database_url)
+    assert [run.state for run in runs.runs(engine, "flow")] == [RunState.FAIL, RunState.COMPLETE]
+    engine.dispose()
