@@ -16,7 +16,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help quickstart install test test-long lint format schema docs
+.PHONY: help quickstart install test test-long test-faults soak lint format schema docs
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18
@@ -27,10 +27,17 @@ quickstart: $(VENV)/worker.stamp  ## install, then run a whole study: 12 trials,
 install: $(VENV)/dev.stamp  ## everything that development needs, in .venv
 
 test: $(VENV)/dev.stamp  ## the tests that take seconds, on SQLite and on PostgreSQL
-	@$(PYTEST) -m "not slow and not gpu" -n $(JOBS) --dist worksteal
+	@$(PYTEST) -m "not slow and not gpu and not faults" -n $(JOBS) --dist worksteal
 
 test-long: $(VENV)/dev.stamp  ## the tests that take minutes: the quickstart, the wheel, the images' install steps
 	@$(PYTEST) -m "slow and not gpu"
+	@$(MAKE) --no-print-directory test-faults
+
+test-faults: $(VENV)/dev.stamp  ## faults that take their time: ten minutes without a database, 120 workers (15 minutes)
+	@$(PYTEST) -m "faults" -n 4 --dist worksteal
+
+soak: $(VENV)/dev.stamp  ## 64 workers, 2,000 trials, a fault every few seconds, and a stock Optuna loop beside it (an hour)
+	@$(BIN)/python -m benchmarks.faults.soak $(SOAK)
 
 lint: $(VENV)/dev.stamp  ## style, types, and which part may import which
 	@$(BIN)/ruff check

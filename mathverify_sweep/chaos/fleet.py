@@ -77,21 +77,28 @@ class Fleet:
         self.members: list[Member] = []
         duty.logs.mkdir(parents=True, exist_ok=True)
 
-    def start(self, gpu: int = 0, *more: str, faults: Mapping[str, str] | None = None) -> Member:
+    def start(
+        self,
+        gpu: int = 0,
+        *more: str,
+        faults: Mapping[str, str] | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> Member:
         """One more worker. `more`: options of `mvsweep worker`; `faults`: see `worker.rehearsal`."""
         log = self.duty.logs / f"worker-{len(self.members)}.log"
-        environment = {
+        whole_environment = {
             **os.environ,
             "OPTUNA_STORAGE": self.duty.url,
             "OMP_NUM_THREADS": "1",
             rehearsal.SECONDS: str(self.duty.run_seconds),
             rehearsal.FAULTS: json.dumps(dict(faults or {})),
             **self.duty.environment,
+            **(environment or {}),
         }
         with log.open("wb") as output:
             process = subprocess.Popen(
                 self.duty.command(gpu, more),
-                env=environment,
+                env=whole_environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

@@ -104,6 +104,7 @@ def away(stage: Stage, door: Door) -> None:
     door.open()
     stage.wait_until_done()
     _require_untouched(stage)
+    _require_all_reports(stage)
     slow = [run for run in stage.runs() if run.run_id in during and _train_seconds(run) > 1.5 * stage.run_seconds]
     _require(not slow, f"training waited for the database: {[round(_train_seconds(run)) for run in slow]} s")
 
@@ -211,6 +212,13 @@ def _require_resumed(stage: Stage, again: RunRecord) -> None:
     """The second attempt took less time than a whole run takes."""
     took = _train_seconds(again)
     _require(took < 0.9 * stage.run_seconds, f"it began from the start: {took:.1f} s of {stage.run_seconds:g} s")
+
+
+def _require_all_reports(stage: Stage) -> None:
+    """What was said while nobody listened was said again."""
+    expected = stage.config.rungs
+    silent = [t.number for t in stage.trials() if tuple(t.intermediate) != expected]
+    _require(not silent, f"Optuna has not all reports of the trials {silent}")
 
 
 def _require_untouched(stage: Stage) -> None:

@@ -32,7 +32,7 @@ class NeverHappened(Exception):
 
 
 def sweep(study: str, budget: int, **sections: dict[str, Any]) -> SweepConfig:
-    """A small study with three rungs and an axis that matters; `sections` replace those of the sweep file."""
+    """A small study whose trials report seven times and are never pruned; `sections` replace the sweep file's."""
     plain: dict[str, Any] = {
         "study": study,
         "data": {"source": "generated", "generated_rows": 600, "train_rows": 400},
@@ -41,7 +41,7 @@ def sweep(study: str, budget: int, **sections: dict[str, Any]) -> SweepConfig:
             "lora_r": {"choices": [4, 8, 16]},
         },
         "training": {"max_length": 64},
-        "pruner": {"type": "none"},
+        "pruner": {"type": "median", "n_startup_trials": 1_000_000},
         "budget": {"trials": budget},
         "tracking": {"wandb": "disabled"},
     }
@@ -63,7 +63,7 @@ class Stage:
     def __init__(self, folder: Path, url: str, config: SweepConfig, duty_url: str | None = None, **duty: Any) -> None:
         self.name = config.study
         self.output = folder / "runs"
-        self._config = config
+        self.config = config
         self._duty = Duty(config.study, duty_url or url, self.output, folder / "logs", **duty)
         self.lease_seconds, self.run_seconds = self._duty.lease_seconds, self._duty.run_seconds
         self._url = url
@@ -73,7 +73,7 @@ class Stage:
         with ExitStack() as stack:
             self.database = connect(self._url)
             stack.callback(self.database.dispose)
-            create(self.database, self._config)
+            create(self.database, self.config)
             self.fleet = Fleet(self._duty)
             stack.callback(self.fleet.close)
             self._stack = stack.pop_all()
@@ -118,7 +118,8 @@ class Stage:
             except StorageUnavailable:
                 pass
             time.sleep(LOOK_SECONDS)
-        raise NeverHappened(f"within {seconds:g} s it never came to this: {what}")
+        last_words = "".join(f"\n{member.log.name} ends:\n{member.printed()[-600:]}" for member in self.fleet.members)
+        raise NeverHappened(f"within {seconds:g} s it never came to this: {what}{last_words}")
 
     def wait_until_trained(self, member: Member, rows: int = 1) -> RunRecord:
         """A run of this worker that has seen some rows."""
