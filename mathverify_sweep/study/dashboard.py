@@ -9,7 +9,8 @@ from optuna.artifacts import FileSystemArtifactStore
 from optuna_dashboard import run_server
 
 from mathverify_sweep import paths
-from mathverify_sweep.study.storage import opened
+from mathverify_sweep.store.turns import one_at_a_time
+from mathverify_sweep.study.storage import close_storage, open_storage
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
@@ -19,5 +20,9 @@ def serve(engine: Engine, output: Path, host: str, port: int) -> None:
     """Serve until interrupted. `output` holds the pictures."""
     pictures = paths.artifacts_folder(output)
     pictures.mkdir(parents=True, exist_ok=True)
-    with opened(engine) as storage:
+    with one_at_a_time(engine):  # on an empty database whoever creates a study makes Optuna's tables too
+        storage = open_storage(engine)
+    try:
         run_server(storage, host=host, port=port, artifact_store=FileSystemArtifactStore(str(pictures)))
+    finally:
+        close_storage(storage)

@@ -14,6 +14,7 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage, get_storage, run_grpc_proxy_server
 
 from mathverify_sweep.errors import StorageUnavailable
+from mathverify_sweep.store.turns import one_at_a_time
 from mathverify_sweep.study import proxy, storage
 
 if TYPE_CHECKING:
@@ -26,7 +27,9 @@ _THREADS = 4
 def serve(engine: Engine, host: str, port: int) -> None:
     """Serve until interrupted."""
     proxy.require_grpc()
-    backend = _Told(get_storage(storage.open_storage(engine)), engine)
+    with one_at_a_time(engine):  # on an empty database whoever creates a study makes Optuna's tables too
+        opened = storage.open_storage(engine)
+    backend = _Told(get_storage(opened), engine)
     with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
         pool = ThreadPoolExecutor(_THREADS)
         run_grpc_proxy_server(cast(BaseStorage, backend), host=host, port=port, thread_pool=pool)

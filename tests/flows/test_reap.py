@@ -10,7 +10,7 @@ import pytest
 
 from mathverify_sweep.states import RunState
 from mathverify_sweep.store import runs
-from mathverify_sweep.store.database import connect
+from mathverify_sweep.store.database import connect, upgrade
 from mathverify_sweep.store.runs import RunRecord
 from tests.flows.commands import SWEEP, Shell, ended
 
@@ -19,6 +19,7 @@ pytestmark = pytest.mark.parametrize("backend", ["sqlite"])  # tests/operations/
 
 def until_it_trains(storage: str) -> RunRecord:
     engine = connect(storage)
+    upgrade(engine)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         for run in runs.runs(engine, "flow"):
