@@ -16,7 +16,7 @@ from mathverify_sweep.data import dataset, read
 from mathverify_sweep.errors import MvsweepError, StudyError
 from mathverify_sweep.operations.findings import Finding, ok, problem, warning
 from mathverify_sweep.specs import BaseModelSpec
-from mathverify_sweep.store import database, runs, studies, suspicion
+from mathverify_sweep.store import database, file_systems, runs, studies, suspicion
 from mathverify_sweep.store.health import Health, health, sqlite_file
 from mathverify_sweep.store.studies import StudyRecord
 
@@ -33,6 +33,8 @@ def storage(url: str) -> Iterator[Finding]:
     if file is not None and not file.exists():
         yield warning("database", f"there is no file {file} yet", "Make one: mvsweep create FILE; or give --storage")
         return
+    if file is not None:
+        yield from _file_system(file)
     engine = database.connect(url)
     try:
         yield from judged(health(engine), database.safe_url(url))
@@ -113,6 +115,16 @@ def _study(url: str, name: str) -> tuple[StudyRecord, dict[str, str]]:
         return record, {gpu: reason for gpu, reason in found.items() if reason is not None}
     finally:
         engine.dispose()
+
+
+def _file_system(file: Path) -> Iterator[Finding]:
+    """On which kind the file is. One that is refused is said with the database."""
+    kind = file_systems.shared_by_network(file.resolve(), file_systems.mounts())
+    if kind is None:
+        yield ok("file system", f"{file} is on this machine")
+    elif os.environ.get(file_systems.ALLOW) == "1":
+        fix = "Keep all workers on one machine, or use PostgreSQL"
+        yield warning("file system", f"{file} is on a network file system ({kind}), {file_systems.ALLOW} is set", fix)
 
 
 def _mode(url: str, name: str) -> str:

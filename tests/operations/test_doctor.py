@@ -20,7 +20,7 @@ from mathverify_sweep.operations import accelerator, machine, services
 from mathverify_sweep.operations.findings import Check, Finding, Level, examine, ok
 from mathverify_sweep.specs import RunResult, TrainParams
 from mathverify_sweep.states import EndReason
-from mathverify_sweep.store import runs
+from mathverify_sweep.store import file_systems, runs
 from mathverify_sweep.store.health import Connections, Health
 from mathverify_sweep.store.runs import WorkerIdentity
 from mathverify_sweep.study.study import open_study
@@ -198,6 +198,20 @@ def test_a_sick_database_is_told_from_a_healthy_one(change: dict[str, object], a
     assert findings[about].fix
 
 
+@pytest.mark.parametrize("allowed", ["0", "1"])
+def test_a_sqlite_file_on_a_network_file_system_is_a_problem_unless_it_was_allowed(
+    migrated_sqlite: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allowed: str
+) -> None:
+    (tmp_path / "x.sqlite3").write_bytes(migrated_sqlite)
+    monkeypatch.setattr(file_systems, "mounts", lambda: [file_systems.Mount("/", "nfs4")])
+    monkeypatch.setenv(file_systems.ALLOW, allowed)
+    check = Check("database", lambda: services.storage(f"sqlite:///{tmp_path}/x.sqlite3"), 10, "")
+    found = {finding.about: finding for finding in examine([check])}
+    about, level = ("file system", Level.WARNING) if allowed == "1" else ("database", Level.PROBLEM)
+    assert found[about].level is level
+    assert "network file system (nfs4)" in found[about].found
+
+
 def test_a_quarantined_gpu_of_this_host_is_named(tmp_path: Path) -> None:
     me = WorkerIdentity.of_this_process("gpu 3 (H200)", 60.0)
     with example_database(tmp_path) as engine, open_study(engine, NAME) as study:
@@ -208,7 +222,7 @@ def test_a_quarantined_gpu_of_this_host_is_named(tmp_path: Path) -> None:
             runs.finish(engine, place, RunResult(end_reason=EndReason.HUNG, message="no progress"), START)
         findings = {found.about: found for found in services.study(engine.url.render_as_string(), NAME)}
     assert findings["quarantine"].level is Level.WARNING
-    assert "gpu 3 (H200): the last 3 trials on it failed" in findings["quarantine"].found
+    assert "gpu 3 (H200): 3 trials have failed on it" in findings["quarantine"].found
 
 
 # What is on the network
