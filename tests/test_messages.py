@@ -38,6 +38,22 @@ def explained(document: Path) -> Iterator[str]:
 MESSAGES = [(path.name, message) for path in DOCUMENTS if path.exists() for message in explained(path)]
 
 
+def warnings_and_errors() -> Iterator[tuple[str, str]]:
+    """Every text that the package logs as a warning or an error, with its file."""
+    for path in sorted((ROOT / "mathverify_sweep").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and node.func.attr in ("warning", "error")
+                and isinstance(node.func.value, ast.Name)
+                and node.func.value.id == "log"
+                and isinstance(node.args[0], ast.Constant)
+                and re.search("[A-Za-z]{3}", re.sub(r"%\.?\d*[sdgf]", "", str(node.args[0].value)))
+            ):
+                yield path.name, _with_places(str(node.args[0].value))
+
+
 @cache
 def texts() -> tuple[str, ...]:
     """Every text in the package's source, with one mark for each part that varies."""
@@ -48,16 +64,25 @@ def texts() -> tuple[str, ...]:
                 parts = (str(part.value) if isinstance(part, ast.Constant) else PLACE for part in node.values)
                 found.append("".join(parts))
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                found.append(re.sub(r"%[.\d]*[sdgfr]", PLACE, node.value))
+                found.append(_with_places(node.value))
     return tuple(" ".join(text.split()) for text in found)
+
+
+def _with_places(text: str) -> str:
+    return " ".join(re.sub(r"%[.\d]*[sdgfr]", PLACE, text).split())
+
+
+def pattern_of(message: str) -> re.Pattern[str] | None:
+    """What stands in a message, whatever varies; None when nothing does."""
+    fragments = [part for part in VARIES.split(message) if part.strip(" .,:()'\"")]
+    return re.compile(".*".join(re.escape(part.strip()) for part in fragments), flags=re.DOTALL) if fragments else None
 
 
 def is_printed(message: str) -> bool:
     if re.sub(r", try \d+$", "", message) in STATES:
         return True
-    fragments = [part for part in VARIES.split(message) if part.strip(" .,:()'\"")]
-    pattern = re.compile(".*".join(re.escape(part.strip()) for part in fragments), flags=re.DOTALL)
-    return bool(fragments) and any(pattern.search(text) for text in texts())
+    pattern = pattern_of(message)
+    return pattern is not None and any(pattern.search(text) for text in texts())
 
 
 @pytest.mark.parametrize(("document", "message"), MESSAGES)
@@ -65,6 +90,13 @@ def test_a_message_that_is_explained_is_one_that_is_printed(document: str, messa
     # What one message says of another is found in two texts: `study x stopped: 3 trials crashed alike: …`.
     parts = [message] if is_printed(message) else message.split(": ", 1)
     assert all(is_printed(part) for part in parts), f"{document}: nothing in the source prints this"
+
+
+@pytest.mark.parametrize(("file", "text"), sorted(set(warnings_and_errors())))
+def test_every_warning_and_error_of_the_log_is_explained(file: str, text: str) -> None:
+    whole = [message.split(": 3 trials")[0] for document, message in MESSAGES if document == "operations.md"]
+    patterns = [pattern for message in whole if (pattern := pattern_of(message)) is not None]
+    assert any(pattern.search(text) for pattern in patterns), f"{file} logs it, and docs/operations.md does not say why"
 
 
 def test_a_message_that_nothing_prints_is_found_out() -> None:
