@@ -80,6 +80,8 @@ def reap(
         heir = late.accept(database, handle, runs.get(database, accept), output.resolve())
         show_lines(form, [Text(f"accepted: run {heir.run_id} of trial {heir.trial_number} has the result")], heir)
         return
+    if watch:
+        typer.echo("watching the leases: up to two periods, 2 minutes by default", err=True)
     found = page.watched(database, handle, page.Clock()) if watch else suspects(database, handle)
     if not mend:
         show_lines(form, _suspects(found), found)

@@ -21,6 +21,7 @@ from mathverify_sweep.operations.findings import Finding, ok, problem, warning
 
 PACKAGE = "mathverify-sweep"
 _GIB = 2**30
+_MEMINFO = Path("/proc/meminfo")
 LITTLE_MEMORY, TOO_LITTLE_MEMORY = 4 * _GIB, 1 * _GIB
 """The tiny base model trains in less than 1 GiB; an 8-billion one passes through memory on its way to the GPU."""
 LITTLE_DISK, TOO_LITTLE_DISK = 10 * _GIB, 1 * _GIB
@@ -32,7 +33,12 @@ _SHOWN = ("optuna", "sqlalchemy", "psycopg", "wandb", "torch", "transformers", "
 
 def python() -> Iterator[Finding]:
     """Python and every package against the lower bounds that mathverify-sweep was installed with."""
-    about = metadata.metadata(PACKAGE)
+    try:
+        about = metadata.metadata(PACKAGE)
+    except metadata.PackageNotFoundError:
+        found = f"{platform.python_version()}, {sys.executable}; {PACKAGE} {__version__} from a folder"
+        yield warning("python", found, "pip install it: only then are versions checked")
+        return
     needed, found = about["Requires-Python"], platform.python_version()
     if not SpecifierSet(needed).contains(found):
         yield problem("python", f"{found}, needs {needed}", "Install a newer Python and make the environment again")
@@ -45,6 +51,9 @@ def python() -> Iterator[Finding]:
 
 def memory() -> Iterator[Finding]:
     """What can still be taken, the limit of a container included."""
+    if not _MEMINFO.exists():
+        yield ok("memory", "not looked at: this system has no /proc/meminfo")
+        return
     available, total, why = _memory()
     found = f"{available / _GIB:.1f} of {total / _GIB:.1f} GiB available{why}"
     fix = "End other processes, or give the job more memory"
@@ -124,7 +133,7 @@ def _version(name: str) -> str | None:
 def _memory() -> tuple[int, int, str]:
     """Bytes available, bytes in all, and where that number is from if not from the machine."""
     fields = {}
-    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+    for line in _MEMINFO.read_text(encoding="ascii").splitlines():
         name, _, rest = line.partition(":")
         fields[name] = int(rest.split()[0]) * 1024
     available, total = fields["MemAvailable"], fields["MemTotal"]
