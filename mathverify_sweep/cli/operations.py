@@ -108,21 +108,24 @@ def proxy(
 
 
 def _suspects(found: Sequence[Suspect]) -> Iterator[Text]:
-    styles = {"dead": "red", "alive": "green", "unknown": "yellow"}
+    styles = {"dead": "red", "alive": "green", "unknown": "yellow", "late": "cyan"}
     for suspect in found:
-        line = Text(f"{suspect.life:<8}", style=styles[suspect.life])
-        yield line.append(f" {_title(suspect)}: {suspect.why}", style="default")
+        if suspect.kind == "late":
+            how, what = "late", f"{_run(suspect)}: {suspect.why}; mvsweep reap --accept {suspect.run_id}"
+        else:
+            how, what = suspect.life, f"{suspect.kind:<8}{_run(suspect)}: {suspect.why}"
+        yield Text(f"{how:<8} ", style=styles[how]).append(what.strip(), style="default")
         if suspect.worker is not None:
             yield Text(f"         {_where(suspect.worker)}")
     if not found:
         yield Text("nothing to reap: no run is RUNNING, none is blocked, and Optuna knows how each trial ended")
 
 
-def _title(suspect: Suspect) -> str:
+def _run(suspect: Suspect) -> str:
     trial = "a place for a trial" if suspect.trial_number is None else f"trial {suspect.trial_number}"
     stage = f" stage {suspect.stage}" if suspect.stage else ""
     run = f" run {suspect.run_id} attempt {suspect.attempt}" if suspect.run_id else ""
-    return f"{suspect.kind:<8}{run} {trial}{stage}"
+    return f"{run} {trial}{stage}"
 
 
 def _where(worker: Worker) -> str:
@@ -138,4 +141,4 @@ def _where(worker: Worker) -> str:
 def _mended(found: Mended) -> Iterator[Text]:
     yield from map(Text, found.done or ("nothing to mend",))
     for suspect in found.unknown:
-        yield Text(f"left alone, not known to be dead: {_title(suspect).strip()}: {suspect.why}; try --watch")
+        yield Text(f"left alone, not known to be dead:{_run(suspect)}: {suspect.why}; try --watch")

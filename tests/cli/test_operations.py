@@ -45,7 +45,7 @@ def test_a_suspect_is_two_lines_however_narrow_the_terminal(url: str) -> None:
 def test_to_mend_is_not_done_while_something_is_not_known(url: str, tmp_path: Path) -> None:
     done = mvsweep(url, "reap", "--mend", "--output", str(tmp_path))
     assert done.exit_code == 1
-    assert "left alone, not known to be dead: running" in done.stdout
+    assert "left alone, not known to be dead: run " in done.stdout
     assert "try --watch" in done.stdout
 
 
