@@ -12,7 +12,7 @@ from sqlalchemy.engine import Connection, Engine
 from mathverify_sweep.specs import RunResult
 from mathverify_sweep.states import EndReason, RunState
 from mathverify_sweep.store import endings
-from mathverify_sweep.store.database import transaction
+from mathverify_sweep.store.database import reading, transaction
 from mathverify_sweep.store.tables import runs
 
 
@@ -27,7 +27,7 @@ class Blocked:
 
 def blocked(engine: Engine, study_name: str) -> list[Blocked]:
     """Those that wait for a failed run themselves; whatever waits for them is ended with them."""
-    with transaction(engine) as connection:
+    with reading(engine) as connection:
         return [_blocked(row) for row in connection.execute(_in_vain(study_name))]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from mathverify_sweep import paths
 from mathverify_sweep.errors import StorageError
 from mathverify_sweep.store import file_systems
 from mathverify_sweep.store.outages import storage_error
-from mathverify_sweep.store.tables import VERSION_TABLE
+from mathverify_sweep.store.tables import REVISION, VERSION_TABLE
 
 SQLITE_BUSY_SECONDS = 60
 """How long a transaction waits for the write lock; the workers of a machine take turns on it."""
@@ -29,6 +30,7 @@ POSTGRES_LOCK_SECONDS = 30
 """How long a statement waits for a row that another transaction holds. Ours hold one for milliseconds."""
 POSTGRES_STANDSTILL_SECONDS = 60
 """After this long without a statement the server cuts a transaction, and frees its locks: its host is suspended."""
+_only_reading: ContextVar[bool] = ContextVar("only_reading", default=False)
 # Any fixed number: workers that start at once take turns on it while they upgrade.
 _UPGRADE_LOCK = 7_316_041_902
 
@@ -107,6 +109,26 @@ def transaction(engine: Engine) -> Iterator[Connection]:
 
 
 @contextmanager
+def reading(engine: Engine) -> Iterator[Connection]:
+    """A transaction that only reads: on SQLite it waits for no writer, and none waits for it."""
+    with only_reading(), transaction(engine) as connection:
+        yield connection
+
+
+@contextmanager
+def only_reading() -> Iterator[None]:
+    """Transactions that begin inside, on a SQLite engine and in this thread, do without the write lock.
+
+    Sixty-four workers that took it to read stood in line for minutes.
+    """
+    before = _only_reading.set(True)
+    try:
+        yield
+    finally:
+        _only_reading.reset(before)
+
+
+@contextmanager
 def errors_of(engine: Engine) -> Iterator[None]:
     """The driver's errors come out in one line: StorageUnavailable when later may help, StorageError if it refuses."""
     try:
@@ -132,6 +154,9 @@ def upgrade(engine: Engine) -> None:
 
     Raises StorageError when a newer version of the package has been here.
     """
+    with reading(engine) as connection:
+        if _is_up_to_date(connection):
+            return  # without the lock: starting workers would stand in line for it while each imports Alembic
     with transaction(engine) as connection:
         if engine.dialect.name == "postgresql":
             wait_for_turn(connection, _UPGRADE_LOCK)
@@ -203,7 +228,14 @@ def _set_timeouts(connection: Any, _record: object) -> None:
 
 
 def _begin_immediate(connection: Connection) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    connection.exec_driver_sql("BEGIN" if _only_reading.get() else "BEGIN IMMEDIATE")
+
+
+def _is_up_to_date(connection: Connection) -> bool:
+    if not sa.inspect(connection).has_table(VERSION_TABLE):
+        return False
+    version = sa.table(VERSION_TABLE, sa.column("version_num"))
+    return list(connection.scalars(sa.select(version.c.version_num))) == [REVISION]
 
 
 def _migrate(connection: Connection) -> None:

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
 from mathverify_sweep.states import RunState
-from mathverify_sweep.store.database import transaction
+from mathverify_sweep.store.database import reading, transaction
 from mathverify_sweep.store.records import RunRecord, run_record
 from mathverify_sweep.store.tables import runs
 
@@ -22,7 +22,7 @@ def unfinished(engine: Engine, study_name: str) -> int:
     query = sa.select(sa.func.count()).where(
         runs.c.study_name == study_name, runs.c.state.in_([RunState.WAITING, RunState.RUNNING])
     )
-    with transaction(engine) as connection:
+    with reading(engine) as connection:
         return connection.scalar(query) or 0
 
 

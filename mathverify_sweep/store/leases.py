@@ -82,7 +82,10 @@ class Watch:
 
 
 def running(engine: Engine, study_name: str) -> list[Observed]:
-    """All leases of a study, the oldest run first."""
+    """All leases of a study, the oldest run first.
+
+    With SQLite's write lock, unlike other reads: one that succeeds says that renewals could be written meanwhile.
+    """
     query = sa.select(runs).where(runs.c.study_name == study_name, runs.c.state == RunState.RUNNING)
     with transaction(engine) as connection:
         rows = connection.execute(query.order_by(runs.c.position)).all()

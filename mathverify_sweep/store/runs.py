@@ -19,7 +19,7 @@ from mathverify_sweep.errors import StudyError
 from mathverify_sweep.specs import RunResult, RunSpec, Split
 from mathverify_sweep.states import RunState
 from mathverify_sweep.store import endings, studies, tables
-from mathverify_sweep.store.database import insert, transaction
+from mathverify_sweep.store.database import insert, reading, transaction
 from mathverify_sweep.store.records import (
     Budget,
     Claim,
@@ -104,11 +104,17 @@ def enqueue(
 
 def claim_waiting(engine: Engine, study_name: str, worker: WorkerIdentity, now: datetime) -> Claim | None:
     """The oldest run of the study that waits and may start, now this worker's; None when there is none."""
+    with reading(engine) as connection:
+        if not _hands_out(connection, study_name, lock=False):
+            return None
+        if connection.execute(_next_waiting(study_name)).first() is None:
+            return None  # as a rule: new trials are reserved
     lease = leased(worker, now)
     with transaction(engine) as connection:
         if not _hands_out(connection, study_name, lock=False):
             return None
-        row = connection.execute(_next_waiting(study_name)).first()
+        to_take = _next_waiting(study_name).with_for_update(of=tables.runs, skip_locked=True)
+        row = connection.execute(to_take).first()
         if row is None:
             return None
         connection.execute(sa.update(tables.runs).where(_run.run_id == row.run_id).values(lease))
@@ -174,14 +180,14 @@ def keep_late(engine: Engine, claim: Claim, result: RunResult) -> bool:
 
 def runs(engine: Engine, study_name: str) -> list[RunRecord]:
     """All runs of a study, in the order in which they were queued."""
-    with transaction(engine) as connection:
+    with reading(engine) as connection:
         rows = connection.execute(_with_points().where(_run.study_name == study_name)).all()
     return [run_record(row) for row in rows]
 
 
 def get(engine: Engine, run_id: str) -> RunRecord:
     """The run whose id begins with `run_id`. Raises StudyError when there is none, or more than one."""
-    with transaction(engine) as connection:
+    with reading(engine) as connection:
         rows = connection.execute(_with_points().where(_run.run_id.startswith(run_id, autoescape=True)).limit(5)).all()
     if len(rows) != 1:
         found = ", ".join(row.run_id for row in rows) or "none"
@@ -193,7 +199,7 @@ def points(engine: Engine, run_id: str) -> list[Point]:
     """What one attempt said while it trained, by rows seen."""
     table = tables.points
     query = sa.select(table.c.rows_seen, table.c.value, table.c.loss, table.c.learning_rate)
-    with transaction(engine) as connection:
+    with reading(engine) as connection:
         rows = connection.execute(query.where(table.c.run_id == run_id).order_by(table.c.rows_seen)).all()
     return [Point(*row) for row in rows]
 
@@ -207,7 +213,7 @@ def save_log_odds(engine: Engine, run_id: str, split: Split, values: Sequence[fl
 def log_odds(engine: Engine, run_id: str, split: Split) -> npt.NDArray[np.float32] | None:
     """The per-row log-odds of a run on a split, in the split's order."""
     table = tables.predictions
-    with transaction(engine) as connection:
+    with reading(engine) as connection:
         query = sa.select(table.c.log_odds).where(table.c.run_id == run_id, table.c.split == split)
         blob: bytes | None = connection.scalar(query)
     return None if blob is None else np.frombuffer(blob, dtype="<f4").astype(np.float32)
@@ -257,7 +263,6 @@ def _next_waiting(study_name: str) -> sa.Select[tuple[object, ...]]:
         .where(_run.study_name == study_name, _run.state == RunState.WAITING, _run.after_run.is_(None) | ended_well)
         .order_by(_run.position)
         .limit(1)
-        .with_for_update(of=tables.runs, skip_locked=True)
     )
 
 

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from mathverify_sweep.errors import DataDrift, StudyError
-from mathverify_sweep.store.database import insert, transaction
+from mathverify_sweep.store.database import insert, reading, transaction
 from mathverify_sweep.store.tables import studies
 
 # Optuna's limit for the same name.
@@ -51,7 +51,7 @@ def create(engine: Engine, record: StudyRecord) -> bool:
 
 def get(engine: Engine, name: str) -> StudyRecord:
     """The study of that name. Raises StudyError naming the nearest known one."""
-    with transaction(engine) as connection:
+    with reading(engine) as connection:
         row = connection.execute(sa.select(studies).where(studies.c.name == name)).first()
         known = [] if row else _names(connection)
     if row is None:
@@ -61,7 +61,7 @@ def get(engine: Engine, name: str) -> StudyRecord:
 
 def names(engine: Engine) -> list[str]:
     """All studies, the oldest first."""
-    with transaction(engine) as connection:
+    with reading(engine) as connection:
         return _names(connection)
 
 

@@ -15,7 +15,7 @@ from sqlalchemy.engine import Engine
 
 from mathverify_sweep.specs import RunResult
 from mathverify_sweep.states import EndReason
-from mathverify_sweep.store.database import transaction
+from mathverify_sweep.store.database import reading
 from mathverify_sweep.store.tables import runs
 
 SAME_CRASHES = 3
@@ -62,7 +62,7 @@ def repeated_crash(engine: Engine, study_name: str) -> str | None:
         runs.c.study_name == study_name, runs.c.end_reason == EndReason.CRASHED, runs.c.started_at.is_not(None)
     )
     devices = sa.select(runs.c.host, runs.c.gpu).where(runs.c.study_name == study_name, runs.c.gpu.is_not(None))
-    with transaction(engine) as connection:
+    with reading(engine) as connection:
         rows = connection.execute(crashed.order_by(runs.c.position)).all()
         if len({row.trial_number for row in rows}) < SAME_CRASHES:
             return None
@@ -87,7 +87,7 @@ def is_quarantined(engine: Engine, study_name: str, host: str, gpu: str) -> str 
         .order_by(runs.c.ended_at.desc(), runs.c.position.desc())
         .limit(_LOOK_BACK)
     )
-    with transaction(engine) as connection:
+    with reading(engine) as connection:
         newest_first = connection.execute(query).all()
     failed: dict[int, str] = {}
     for trial, end_reason, result in newest_first:

@@ -17,6 +17,8 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.schema import CreateIndex, CreateTable, ExecutableDDLElement, SetColumnComment
 
 VERSION_TABLE = "mvsweep_alembic_version"
+REVISION = "0002"
+"""The last migration, which leads to the tables below; a test holds it to the folder of migrations."""
 
 
 class UtcTime(sa.TypeDecorator[datetime]):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, GrpcStorageProxy, RDBStorage
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial
 
 from mathverify_sweep.errors import StorageError
 from mathverify_sweep.store import database
@@ -35,13 +37,51 @@ def open_storage(engine: Engine) -> RDBStorage:
     known = url in _checked
     with storage_errors(engine):
         try:
-            storage = RDBStorage(url, options, skip_compatibility_check=known, skip_table_creation=known)
+            storage = _Storage(url, options, skip_compatibility_check=known, skip_table_creation=known)
         except RuntimeError as error:  # another Optuna's tables
             raise StorageError(f"Optuna cannot use the database {engine.url.render_as_string()}: {error}") from None
     storage.remove_session()
     storage.scoped_session.configure(bind=engine)
     _checked.add(url)
     return storage
+
+
+class _Storage(RDBStorage):
+    """Optuna's, with reads that do without SQLite's write lock: they are most of what a worker says to it."""
+
+    def get_study_id_from_name(self, study_name: str) -> int:
+        """See Optuna."""
+        with database.only_reading():
+            return super().get_study_id_from_name(study_name)
+
+    def get_study_directions(self, study_id: int) -> list[StudyDirection]:
+        """See Optuna."""
+        with database.only_reading():
+            return super().get_study_directions(study_id)
+
+    def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
+        """See Optuna."""
+        with database.only_reading():
+            return super().get_study_user_attrs(study_id)
+
+    def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
+        """See Optuna."""
+        with database.only_reading():
+            return super().get_study_system_attrs(study_id)
+
+    def get_trial_id_from_study_id_trial_number(self, study_id: int, trial_number: int) -> int:
+        """See Optuna."""
+        with database.only_reading():
+            return super().get_trial_id_from_study_id_trial_number(study_id, trial_number)
+
+    def get_trial(self, trial_id: int) -> FrozenTrial:
+        """See Optuna."""
+        with database.only_reading():
+            return super().get_trial(trial_id)
+
+    def _get_trials(self, *arguments: Any, **more: Any) -> list[FrozenTrial]:
+        with database.only_reading():
+            return super()._get_trials(*arguments, **more)
 
 
 def close_storage(storage: BaseStorage) -> None:

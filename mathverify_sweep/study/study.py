@@ -114,6 +114,10 @@ class StudyHandle:
                 self._study.sampler = space.sampler(self.config, trial.number)
                 try:
                     params = self.config.space.params(space.suggest(trial, self.config.space))
+                except UpdateFinishedTrialError:
+                    # It took two lease periods to ask for it, and somebody took it for abandoned: ask for another one.
+                    log.warning("trial %d was failed by another worker while it was asked for", trial.number)
+                    continue
                 except ValueError as error:
                     # Enqueued past our checks, with Optuna's own tools: not a value of its axis.
                     log.warning("trial %d cannot be run: %s", trial.number, error)

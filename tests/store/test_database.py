@@ -8,6 +8,7 @@ import re
 import sqlite3
 import subprocess
 import sys
+import time
 import traceback
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
@@ -21,7 +22,7 @@ from sqlalchemy.engine import Engine
 
 from mathverify_sweep import paths
 from mathverify_sweep.errors import StorageError
-from mathverify_sweep.store import tables
+from mathverify_sweep.store import studies, tables
 from mathverify_sweep.store.database import connect, driver_url, prepare_sqlite, safe_url, transaction, upgrade
 
 SECRET = "planted-Secret7"
@@ -90,7 +91,9 @@ def test_workers_that_start_at_once_upgrade_once(database_url: str) -> None:
     assert [process.communicate(timeout=60)[1] for process in started] == [""] * 4
     engine = connect(database_url)
     with transaction(engine) as connection:
-        assert connection.exec_driver_sql("SELECT version_num FROM mvsweep_alembic_version").all() == [("0002",)]
+        assert connection.exec_driver_sql("SELECT version_num FROM mvsweep_alembic_version").all() == [
+            (tables.REVISION,)
+        ]
     engine.dispose()
 
 
@@ -236,3 +239,17 @@ def test_psycopg_is_not_imported_for_sqlite(tmp_path: Path) -> None:
     )
     command = [sys.executable, "-c", code, f"sqlite:///{tmp_path}/x.sqlite3"]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_on_sqlite_a_reader_waits_for_no_writer_and_sees_what_is_committed(tmp_path: Path) -> None:
+    engine = connect(f"sqlite:///{tmp_path / 'r.sqlite3'}")
+    upgrade(engine)
+    began = time.monotonic()
+    with transaction(engine) as writer:
+        new = {"name": "s", "config": "{}", "data_fingerprint": "f", "created_at": datetime.now(UTC)}
+        writer.execute(sa.insert(tables.studies).values(new))
+        assert studies.names(engine) == []
+        upgrade(engine)  # has nothing to do, and takes no lock to find out
+    assert studies.names(engine) == ["s"]
+    assert time.monotonic() - began < 10
+    engine.dispose()
