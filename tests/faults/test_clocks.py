@@ -23,8 +23,9 @@ def test_times_in_the_database_that_jump_expire_nobody(jump: timedelta, tmp_path
         for gpu in range(2):
             stage.fleet.start(gpu)
         stage.wait_until("two runs are trained", lambda: sum(bool(r.points) for r in stage.running()) == 2)
+        running = stage.running()
         with transaction(stage.database) as connection:
-            for run in stage.running():
+            for run in running:
                 assert run.renewed_at is not None
                 jumped = sa.update(table).where(table.c.run_id == run.run_id)
                 connection.execute(jumped.values(renewed_at=run.renewed_at + jump))
