@@ -22,6 +22,8 @@ Value = bool | int | float | str
 
 MAX_GRID = 10_000
 """Points of the largest grid that a study takes."""
+MAX_STEPS = 100_000
+"""Steps of the finest range; beyond, no range without steps could be told from it."""
 
 
 @dataclass(frozen=True)
@@ -213,12 +215,12 @@ def _range(name: str, key: str, entry: Mapping[str, Any]) -> tuple[Range | None,
             f"{key}: a range needs low and high, got {dict(entry)!r}. Add {' and '.join(missing)}, or give `choices`."
         ]
     problems = [
-        f"{key}.{k}: {rule}, got {entry[k]!r}." for k in ("low", "high") if (rule := value_problem(name, entry[k]))
+        f"{key}.{k}: {rule}, got {entry[k]!r}." for k in ("low", "high") if (rule := _end_problem(name, entry[k]))
     ]
     log, step = entry.get("log", False), entry.get("step")
     if not isinstance(log, bool):
         problems.append(f"{key}.log: must be true or false, got {log!r}.")
-    if step is not None and not (isinstance(step, (int, float)) and not isinstance(step, bool) and step > 0):
+    if step is not None and not (isinstance(step, int | float) and not isinstance(step, bool) and 0 < step < math.inf):
         problems.append(f"{key}.step: must be a number above 0, got {step!r}.")
     elif step is not None and _is_whole(name) and step != int(step):
         problems.append(f"{key}.step: must be a whole number, as the axis, got {step!r}.")
@@ -231,7 +233,13 @@ def _range(name: str, key: str, entry: Mapping[str, Any]) -> tuple[Range | None,
         return None, [f"{key}: low must be below high, got {low} and {high}. Swap them, or give one fixed value."]
     if log and low <= 0:
         return None, [f"{key}.low: a log range starts above 0, got {low}."]
+    if step is not None and (high - low) / step >= MAX_STEPS:
+        return None, [f"{key}.step: a range has at most {MAX_STEPS:,} steps, got {step!r}. Use a larger one, or none."]
     return Range(low, high, _is_whole(name), log, step), []
+
+
+def _end_problem(name: str, value: object) -> str | None:
+    return "must be a number" if value is None else value_problem(name, value)
 
 
 def _conditions(key: str, when: object) -> tuple[dict[str, tuple[Value, ...]], list[str]]:

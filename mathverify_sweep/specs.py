@@ -6,9 +6,9 @@ torch.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from mathverify_sweep.states import EndReason
 
@@ -42,6 +42,9 @@ class BaseModelSpec(Frozen):
         "float32", description="dtype of the adapter and its optimizer state; in bfloat16 small updates are lost"
     )
     lora_target_modules: tuple[str, ...] = Field(ALL_LINEAR, description="linear layers that get an adapter")
+    trust_remote_code: bool = Field(
+        False, description="run Python code that comes with the model; set `revision` to a commit that you have read"
+    )
 
 
 class ColumnsSpec(Frozen):
@@ -141,6 +144,22 @@ class RunSpec(Frozen):
     seed: int = Field(0, ge=0, description="adapter initialisation, dropout and data order")
 
 
+def _storable(text: object) -> object:
+    """Text of any origin as JSON and both databases take it, and no longer than anybody reads."""
+    if not isinstance(text, str):
+        return text
+    clean = text.replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")
+    if len(clean) <= MAX_MESSAGE:
+        return clean
+    half = MAX_MESSAGE // 2 - 50  # with the line between them it is short enough to be read again as it is
+    return f"{clean[:half]}\n… {len(clean) - 2 * half:,} characters left out …\n{clean[-half:]}"
+
+
+MAX_MESSAGE = 20_000
+"""Characters of a result's message; of a longer one, its beginning and its end."""
+Message = Annotated[str, BeforeValidator(_storable)]
+
+
 class Metrics(Frozen):
     """Figures of one model on one split. The positive class is `True` (the solution is correct)."""
 
@@ -165,7 +184,7 @@ class RunResult(Frozen):
     """How a run ended. `metrics`, `log_odds` and `adapter` are there when it got to the end."""
 
     end_reason: EndReason
-    message: str = ""
+    message: Message = ""
     value: float | None = Field(None, description="the objective on the validation split")
     metrics: Metrics | None = None
     log_odds: tuple[float, ...] = Field(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import difflib
-import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,14 +14,19 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from mathverify_sweep import paths, search_space, wandb_sweep
+from mathverify_sweep import paths, safe_yaml, search_space, wandb_sweep
 from mathverify_sweep.config import DataConfig, SweepConfig
 from mathverify_sweep.data import prompts
 from mathverify_sweep.errors import ConfigError
+from mathverify_sweep.safe_yaml import shown
 from mathverify_sweep.search_space import SearchSpace
 from mathverify_sweep.specs import TrainParams
 
 YAML = (".yaml", ".yml")
+MAX_PROBLEMS = 50
+"""Problems of a file that are told; of more than these, a person mends the first and looks again."""
+MAX_RUNGS = 1_000
+"""Reports of one trial to the median pruner; each is asked of the database."""
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> SweepConfig:
@@ -65,11 +69,7 @@ def require(name: str, overrides: Sequence[str] = ()) -> SweepConfig:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping that a YAML 1.2 file holds (`2e-5` is a number, `no` is a word). Raises ConfigError."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(str(path), [f"cannot be read: {error}"]) from None
-    loaded = _yaml(text, str(path))
+    loaded = safe_yaml.load(safe_yaml.read_text(path), str(path))
     if not isinstance(loaded, dict):
         raise ConfigError(str(path), [f"must be a mapping of keys to values, got {type(loaded).__name__}."])
     return loaded
@@ -85,7 +85,7 @@ def validate(raw: Mapping[str, Any], where: str, folder: Path) -> SweepConfig:
         problems += _template_problems(config.space, texts)
         config = config.model_copy(update={"prompts": texts, "data": _from_folder(config.data, folder)})
     if problems or config is None:
-        raise ConfigError(where, list(dict.fromkeys(problems)))
+        raise ConfigError(where, _first(list(dict.fromkeys(problems))))
     return config
 
 
@@ -104,7 +104,9 @@ def read_table(path: Path) -> list[dict[str, Any]]:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(str(path), [f"cannot be read as CSV: {error}"]) from None
-    return [{axis: _yaml(text, f"{path}: {axis}") for axis, text in row.items() if text} for row in rows]
+    if any(None in row or None in row.values() for row in rows):
+        raise ConfigError(str(path), ["every row must have as many cells as the first line has axes."])
+    return [{axis: safe_yaml.load(text, f"{path}: {axis}") for axis, text in row.items() if text} for row in rows]
 
 
 def known_axes() -> tuple[str, ...]:
@@ -119,16 +121,6 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"Did you mean {close[0]}?" if close else f"Known: {', '.join(sorted(known))}."
 
 
-def _yaml(text: str, where: str) -> Any:
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
-    try:
-        return YAML(typ="safe", pure=True).load(io.StringIO(text))
-    except YAMLError as error:
-        raise ConfigError(where, [f"not YAML: {' '.join(str(error).split())}"]) from None
-
-
 def _apply(raw: dict[str, Any], override: str, where: str) -> None:
     key, separator, value = override.partition("=")
     if not separator or not key:
@@ -139,7 +131,7 @@ def _apply(raw: dict[str, Any], override: str, where: str) -> None:
         section = section.setdefault(parent, {})
         if not isinstance(section, dict):
             raise ConfigError(where, [f"--set {key}: {parent} is a value, not a section."])
-    section[last] = _yaml(value, f"--set {key}")
+    section[last] = safe_yaml.load(value, f"--set {key}")
 
 
 def _parsed(raw: Mapping[str, Any], problems: list[str]) -> SweepConfig | None:
@@ -188,9 +180,11 @@ def _sentence(error: Any) -> str:
     if error["type"] == "missing":
         return f"{key}: is required. Add it."
     if error["type"] == "string_pattern_mismatch":
-        return f"{key}: letters, digits, dot, dash and underscore, a letter or digit first, got {error['input']!r}."
+        return (
+            f"{key}: letters, digits, dot, dash and underscore, a letter or digit first, got {shown(error['input'])}."
+        )
     rule = error["msg"].removeprefix("Value error, ")
-    return f"{key}: {rule[0].lower()}{rule[1:]}, got {error['input']!r}."
+    return f"{key}: {rule[0].lower()}{rule[1:]}, got {shown(error['input'])}."
 
 
 def _fields_at(loc: Sequence[str | int]) -> list[str]:
@@ -215,11 +209,18 @@ def _without(raw: Any, locations: Sequence[tuple[str | int, ...]]) -> dict[str, 
     return copied
 
 
+def _first(problems: list[str]) -> list[str]:
+    left_out = len(problems) - MAX_PROBLEMS
+    return problems if left_out <= 0 else [*problems[:MAX_PROBLEMS], f"… and {left_out} more."]
+
+
 def _across_sections(config: SweepConfig) -> list[str]:
     problems = []
     first, rows = config.first_rung, config.data.train_rows
     if first >= rows and config.pruner.type != "none":
         problems.append(f"pruner.min_rows: must be below data.train_rows ({rows}), got {first}. Lower it.")
+    if config.pruner.type == "median" and rows // first > MAX_RUNGS:
+        problems.append(f"pruner.min_rows: a trial has at most {MAX_RUNGS:,} rungs, got {rows // first:,}. Raise it.")
     points = config.space.grid_size if config.sampler.type == "grid" else 0
     if points is None:
         problems.append(
@@ -247,10 +248,10 @@ def enqueue_problems(space: SearchSpace, settings: Mapping[str, Any], key: str) 
         if name not in tuned:
             problems.append(f"{key}.{name}: not a tuned axis of this study. {nearest(str(name), tuned)}")
         elif rule := search_space.value_problem(name, value):
-            problems.append(f"{key}.{name}: {rule}, got {value!r}.")
+            problems.append(f"{key}.{name}: {rule}, got {shown(value)}.")
         elif not tuned[name].takes(value):
             problems.append(
-                f"{key}.{name}: the axis is {tuned[name].distribution}, got {value!r}. Widen it in the file."
+                f"{key}.{name}: the axis is {tuned[name].distribution}, got {shown(value)}. Widen it in the file."
             )
         elif any(other in given and given[other] not in values for other, values in tuned[name].when.items()):
             when = ", ".join(f"{other} is {' or '.join(map(str, v))}" for other, v in tuned[name].when.items())
@@ -266,10 +267,11 @@ def _texts(prompts: Mapping[str, str], folder: Path, problems: list[str]) -> dic
             texts[name] = value
             continue
         try:
-            texts[name] = (folder / value).read_text(encoding="utf-8").rstrip("\n")
-        except (OSError, UnicodeDecodeError) as error:
+            texts[name] = safe_yaml.read_text(folder / value).rstrip("\n")
+        except ConfigError as error:
             problems.append(
-                f"prompts.{name}: must be a template with {{question}}, or a file beside the sweep file: {error}"
+                f"prompts.{name}: must be a template with {{question}}, or a file beside the sweep file: "
+                f"{error.problems[0]}"
             )
     return texts
 

@@ -80,7 +80,7 @@ def _jsonl(path: Path) -> Columns:
                 continue
             try:
                 record = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:  # the latter: brackets in brackets in brackets
                 raise DataError(f"{path}: line {number} is not valid JSON: {error}") from error
             if not isinstance(record, dict):
                 raise DataError(f"{path}: line {number} must be a JSON object, got {type(record).__name__}")

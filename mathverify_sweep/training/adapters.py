@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel, set_seed
@@ -124,7 +125,7 @@ def _load(model: PeftModel, config: LoraConfig, folder: Path) -> None:
     try:
         saved = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
         weights = load_file(folder / _WEIGHTS)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"a start adapter needs {_CONFIG} and {_WEIGHTS} in {folder}: {error}") from error
     wanted = _shape(vars(config))
     found = _shape(saved)

@@ -1,7 +1,7 @@
 """The frozen base model and its tokenizer: resolve, load, quantise.
 
-Weights come from safetensors only and no code of a model's author is ever run. Refuses, with what to do, a model that
-is not there, has no tokenizer, or has no verdict token.
+Weights come from safetensors only, and no code of a model's author is run unless the sweep file says so. Refuses, with
+what to do, a model that is not there, has no tokenizer, or has no verdict token.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from bitsandbytes.nn.modules import Linear4bit
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -128,7 +129,7 @@ def _load_tokenizer(spec: BaseModelSpec, where: str) -> PreTrainedTokenizerBase:
     # transformers and tokenizers raise all of these for a folder or a hub name without a readable tokenizer
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(
-            f"base_model.name: {spec.name!r} must have a tokenizer (tokenizer.json): {_first_line(error)}"
+            f"base_model.name: {spec.name!r} must have a tokenizer (tokenizer.json): {_why(error)}"
         ) from error
     if tokenizer.pad_token_id is None:
         # Padding stands behind a row's last token and is never attended to, so any token does.
@@ -151,18 +152,28 @@ def _load_model(spec: BaseModelSpec, where: str, device: torch.device, dtype: to
             use_safetensors=True,
             **_trusted(spec),
         )
-    # what transformers raises for missing files, an unknown architecture, or no safetensors
-    except (OSError, ValueError, KeyError) as error:
+    # what transformers raises for missing files, an unknown architecture, no safetensors, or broken ones
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ModelError(
             f"base_model.name: {spec.name!r} must be a causal language model with safetensors weights, "
-            f"on the hub or in a local folder: {_first_line(error)}"
+            f"on the hub or in a local folder: {_why(error)}"
         ) from error
     return model
 
 
 def _trusted(spec: BaseModelSpec) -> dict[str, Any]:
-    """Which revision, and no code of its author's: left unsaid, transformers asks for it on the terminal."""
-    return {"revision": spec.revision or "main", "trust_remote_code": False}
+    """Which revision, and whether code of its author's may run: left unsaid, transformers asks on the terminal."""
+    return {"revision": spec.revision or "main", "trust_remote_code": spec.trust_remote_code}
+
+
+def _why(error: Exception) -> str:
+    """What transformers says, in one line; of a model that wants to run code, what to do."""
+    if "trust_remote_code" not in str(error):
+        return _first_line(error)
+    return (
+        "it wants to run Python code that comes with it. Read that code, set base_model.revision to the commit that "
+        "you have read, and base_model.trust_remote_code to true; or use a model that needs none"
+    )
 
 
 def _quantization(spec: BaseModelSpec, compute_dtype: torch.dtype) -> BitsAndBytesConfig | None:

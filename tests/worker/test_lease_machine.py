@@ -8,7 +8,7 @@ from __future__ import annotations
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -44,6 +44,7 @@ ACTS: list[tuple[str, tuple[Any, ...]]] = [
     *[("say_everything", ()), ("die", ()), ("lose_memory_of_a_run", ())],
     *[("time_passes_and_the_observer_looks", (seconds,)) for seconds in (1.0, 30.0, 60.0, 80.0, 80.0)] * 2,
     *[("the_database_is_away_when_the_observer_looks", (seconds,)) for seconds in (10.0, 500.0)],
+    *[("a_forged_token_writes", ())] * 3,
     *[("a_token_that_lost_writes", (which, EndReason.FINISHED)) for which in range(4)],
 ]
 """What can happen, as often as it is listed."""
@@ -208,6 +209,12 @@ class Leases(RuleBasedStateMachine):
         assert not runs.attach(self.engine, late, 99, spec_of(99, None))
         assert not runs.finish(self.engine, late, RunResult(end_reason=reason), self._now())
         runs.keep_late(self.engine, late, RunResult(end_reason=reason))
+
+    def a_forged_token_writes(self, number: int) -> None:
+        for claim in self.workers[number].held:
+            forged = replace(claim, lease_token="f" * 16)
+            assert not runs.renew(self.engine, forged, self._now())
+            assert not runs.finish(self.engine, forged, RunResult(end_reason=EndReason.FINISHED), self._now())
 
     @invariant()
     def no_trial_runs_twice_and_attempts_have_no_gaps(self) -> None:
