@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -17,9 +18,12 @@ from mathverify_sweep.worker import messages
 from mathverify_sweep.worker.devices import Device
 from mathverify_sweep.worker.messages import FromEngine, ToEngine
 
+log = logging.getLogger(__name__)
+
 EngineName = Literal["auto", "packed", "reference", "rehearsal"]
 
 _LOG_TAIL_BYTES = 2_000
+_KILL_SECONDS = 10.0
 
 
 class EngineDied(MvsweepError):
@@ -80,9 +84,15 @@ class Engine:
             raise self._death() from None
 
     def kill(self) -> None:
-        """End the process now, whatever it is doing, and wait until it is gone."""
+        """End the process now, whatever it is doing, and wait until it is gone.
+
+        One that a broken driver holds in the kernel goes when the driver lets it; nobody waits for that.
+        """
         self._process.kill()
-        self._process.wait()
+        try:
+            self._process.wait(_KILL_SECONDS)
+        except subprocess.TimeoutExpired:
+            log.warning("the engine process %d cannot be killed: its driver holds it", self._process.pid)
         self._connection.close()
 
     def _death(self) -> EngineDied:

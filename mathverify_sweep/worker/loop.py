@@ -307,7 +307,13 @@ class Worker:
                 data_fingerprint=self._study.data_fingerprint,
             )
         )
+        deadline = time.monotonic() + self._options.hang_seconds
         while self._signal is None:
+            if time.monotonic() > deadline:
+                raise MvsweepError(
+                    f"the engine must be ready after {self._options.hang_seconds:g} s, and is not. Look at the GPU and "
+                    f"its driver (mvsweep doctor), and at {log_file}"
+                )
             message = self._engine.receive(LISTEN_SECONDS)
             if isinstance(message, Refused):
                 raise MvsweepError(message.message)
