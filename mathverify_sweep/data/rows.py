@@ -79,6 +79,10 @@ def column_of(table: Table, name: str, option: str) -> Sequence[object]:
     return table.columns[name]
 
 
+_COLUMNS_SHOWN, _NAME_SHOWN = 30, 60
+"""Of a table's columns, how many are named in an error, and how much of each: a file need not be a table."""
+
+
 class _Bad(Exception):
     """One value breaks a rule; the text is the rule."""
 
@@ -93,7 +97,7 @@ def _require_columns(table: Table, names: Mapping[str, str]) -> None:
             option = field if field == "split_column" else f"columns.{field}"
             missing.append(f"no column {name!r}{hint}; set data.{option} to the column that holds it")
     if missing:
-        there = ", ".join(table.columns) or "none"
+        there = ", ".join(name[:_NAME_SHOWN] for name in list(table.columns)[:_COLUMNS_SHOWN]) or "none"
         raise DataError(f"{table.where}: {'; '.join(missing)}. Columns there: {there}")
 
 

@@ -49,7 +49,7 @@ def status(database: Database, study: str) -> StatusReport:
     record = studies.get(database, study)
     config = SweepConfig.model_validate_json(record.config)
     every = [run for run in runs.runs(database, study) if run.spec is not None]
-    said = {run.run_id: _curve(runs.points(database, run.run_id)) for run in every if run.points}
+    said = {run_id: _curve(points) for run_id, points in runs.points_of_study(database, study).items()}
     trials = _trials(views.trials(database, study), every, said, config.data.train_rows)
     best = ranked(trials, config.objective)
     budget = _budget(every, trials, config)

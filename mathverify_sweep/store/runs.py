@@ -47,6 +47,7 @@ __all__ = [
     "keep_late",
     "log_odds",
     "points",
+    "points_of_study",
     "progress",
     "release",
     "renew",
@@ -202,6 +203,17 @@ def points(engine: Engine, run_id: str) -> list[Point]:
     with reading(engine) as connection:
         rows = connection.execute(query.where(table.c.run_id == run_id).order_by(table.c.rows_seen)).all()
     return [Point(*row) for row in rows]
+
+
+def points_of_study(engine: Engine, study_name: str) -> dict[str, tuple[Point, ...]]:
+    """What every attempt of a study said, by run id and rows seen: one read, however many runs there are."""
+    table = tables.points
+    query = sa.select(table).join(tables.runs, _run.run_id == table.c.run_id).where(_run.study_name == study_name)
+    found: dict[str, list[Point]] = {}
+    with reading(engine) as connection:
+        for row in connection.execute(query.order_by(table.c.run_id, table.c.rows_seen)):
+            found.setdefault(row.run_id, []).append(Point(row.rows_seen, row.value, row.loss, row.learning_rate))
+    return {run_id: tuple(said) for run_id, said in found.items()}
 
 
 def save_log_odds(engine: Engine, run_id: str, split: Split, values: Sequence[float]) -> None:

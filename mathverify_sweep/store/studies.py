@@ -12,8 +12,10 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 
 import sqlalchemy as sa
+from pydantic import ValidationError
 from sqlalchemy.engine import Connection, Engine
 
+from mathverify_sweep.config import SweepConfig
 from mathverify_sweep.errors import DataDrift, StudyError
 from mathverify_sweep.store.database import insert, reading, transaction
 from mathverify_sweep.store.tables import studies
@@ -104,7 +106,7 @@ def _set_stopped(engine: Engine, name: str, reason: str | None) -> None:
 
 
 def _refuse_another(asked: StudyRecord, there: StudyRecord) -> None:
-    changed = sorted(set(_differences(json.loads(asked.config), json.loads(there.config))))
+    changed = sorted(set(_differences(_full(asked.config), _full(there.config))))
     if changed:
         raise StudyError(
             f"study {asked.name!r} exists with another configuration (differs in {', '.join(changed[:5])}), and trials "
@@ -115,6 +117,14 @@ def _refuse_another(asked: StudyRecord, there: StudyRecord) -> None:
             f"study {asked.name!r} was created from data with fingerprint {there.data_fingerprint[:12]}, this machine "
             f"reads {asked.data_fingerprint[:12]}. Restore the data, or give the file another name."
         )
+
+
+def _full(config: str) -> object:
+    """A stored sweep file with the defaults of keys that it does not have: those that came with a newer version."""
+    try:
+        return SweepConfig.model_validate_json(config).model_dump(mode="json")
+    except ValidationError:  # of a version whose keys are not ours: compared as it is
+        return json.loads(config)
 
 
 def _differences(a: object, b: object, key: str = "") -> Iterator[str]:

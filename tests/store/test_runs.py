@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -12,6 +13,7 @@ from mathverify_sweep.errors import StudyError
 from mathverify_sweep.specs import RunResult, RunSpec
 from mathverify_sweep.states import EndReason, RunState
 from mathverify_sweep.store import runs, studies
+from mathverify_sweep.store.database import connect
 from mathverify_sweep.store.runs import Budget, Claim, Point, WorkerIdentity
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -155,6 +157,8 @@ def test_points_of_the_same_rows_complete_each_other(study: Engine, spec: RunSpe
         assert runs.progress(study, claim, first)
     assert runs.progress(study, claim, [Point(64, loss=0.4), Point(96, loss=float("nan"), value=float("inf"))])
     assert runs.points(study, claim.run_id) == [Point(32, loss=0.7), Point(64, 0.6, 0.4, 1e-4), Point(96)]
+    assert runs.points_of_study(study, "s") == {claim.run_id: tuple(runs.points(study, claim.run_id))}
+    assert runs.points_of_study(study, "another") == {}
     assert runs.get(study, claim.run_id).points == 3
 
 
@@ -245,3 +249,18 @@ def test_a_run_is_named_by_any_unique_beginning(study: Engine, spec: RunSpec) ->
     for name in ("", "zzzz", "%", "_"):
         with pytest.raises(StudyError, match="a run is named by its id or the beginning of it"):
             runs.get(study, name)
+
+
+def test_a_budget_is_exact_however_many_ask_at_once(study: Engine) -> None:
+    five = Budget(5, 1_000.0, later(100))
+
+    def ask(_number: int) -> list[Claim | None]:
+        engine = connect(study.url.render_as_string(hide_password=False))
+        taken = [runs.reserve(engine, "s", ANN, five, NOW) for _ in range(2)]
+        engine.dispose()
+        return taken
+
+    with ThreadPoolExecutor(8) as pool:
+        claims = [claim for taken in pool.map(ask, range(8)) for claim in taken if claim is not None]
+    assert len({claim.run_id for claim in claims}) == len(claims) == 5
+    assert len(runs.runs(study, "s")) == 5

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from datetime import UTC, datetime
 
 import pytest
 from sqlalchemy.engine import Engine
 
+from mathverify_sweep.config import SweepConfig
 from mathverify_sweep.errors import DataDrift, StudyError
 from mathverify_sweep.store import studies
 from mathverify_sweep.store.studies import StudyRecord
@@ -33,6 +35,17 @@ def test_another_configuration_is_refused_with_the_keys_that_differ(engine: Engi
     other = dataclasses.replace(STUDY, config='{"space": {"lora_r": 16}, "seed": 1, "new": null}')
     with pytest.raises(StudyError, match=r"differs in space\.lora_r\).*Give the file another name"):
         studies.create(engine, other)
+
+
+def test_a_key_that_came_with_a_newer_version_is_as_if_its_default_had_been_stated(engine: Engine) -> None:
+    config = SweepConfig.model_validate({"study": "s", "search_space": {"lora_r": {"choices": [4, 8]}}})
+    old = json.loads(config.model_dump_json())
+    del old["base_model"]["trust_remote_code"]
+    studies.create(engine, dataclasses.replace(STUDY, config=json.dumps(old)))
+    assert not studies.create(engine, dataclasses.replace(STUDY, config=config.model_dump_json()))
+    old["base_model"]["trust_remote_code"] = True
+    with pytest.raises(StudyError, match=r"differs in base_model\.trust_remote_code"):
+        studies.create(engine, dataclasses.replace(STUDY, config=json.dumps(old)))
 
 
 def test_other_data_is_refused(engine: Engine) -> None:
