@@ -7,16 +7,19 @@ rows of like length are padded to rectangles, of one share each, so that a run's
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import AttentionInterface
 
 from mathverify_sweep.training.packed.stream import Group, Stream
 
 NAME = "mathverify_sweep_packed"
+
+_SHORT = 256
+"""Tokens of a row up to which its scores take no more memory than the rest of what a layer keeps."""
 
 
 def attend(
@@ -58,16 +61,81 @@ def _over_rows(query: Tensor, key: Tensor, value: Tensor, stream: Stream, scalin
 def _over_rectangles(
     query: Tensor, key: Tensor, value: Tensor, stream: Stream, scaling: float, window: int | None
 ) -> Tensor:
-    parts = []
-    for group in stream.groups:
-        q, k, v = (_rectangle(tensor.squeeze(0), group) for tensor in (query, key, value))
-        k, v = _as_many_heads(k, q.shape[1]), _as_many_heads(v, q.shape[1])
-        mask = _window_mask(group.longest, window, q.device) if window is not None and window < group.longest else None
-        attended = functional.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling
-        )
-        parts.append(_row_after_row(attended, group))
-    return torch.cat(parts).unsqueeze(0)
+    """One node for autograd, since the rectangles' cutting and padding would be dozens."""
+    q, k, v = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
+    attended: Tensor = _Rectangles.apply(q, k, v, stream, scaling, window)  # type: ignore[no-untyped-call]
+    return attended.unsqueeze(0)
+
+
+class _Rectangles(torch.autograd.Function):
+    """(tokens, heads, size) each: softmax(scale * q k) v within each row, group by group.
+
+    By matmuls of a rectangle's rows and heads at once, which on a CPU take rows of some dozens to hundreds of tokens
+    faster than the kernels for long rows do. The scores of long rows are computed again for the backward, not kept.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, stream: Stream, scaling: float, window: int | None
+    ) -> Tensor:
+        attended = torch.empty_like(q)
+        kept: list[Tensor | None] = []
+        heads = q.shape[1]
+        for group in stream.groups:
+            queries, keys, values = (_rectangle(tensor, group, heads) for tensor in (q, k, v))
+            scores = _scores(queries, keys, scaling, window)
+            _put_back(torch.bmm(scores, values), group, attended)
+            kept += [queries, keys, values, scores if group.longest <= _SHORT else None]
+        ctx.save_for_backward(*kept)
+        ctx.stream, ctx.scaling, ctx.window, ctx.shapes = stream, scaling, window, (q.shape, k.shape)
+        return attended
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        q_shape, k_shape = ctx.shapes
+        q_gradient, k_gradient, v_gradient = (gradient.new_empty(shape) for shape in (q_shape, k_shape, k_shape))
+        saved = iter(ctx.saved_tensors)
+        for group in ctx.stream.groups:
+            queries, keys, values, scores = next(saved), next(saved), next(saved), next(saved)
+            if scores is None:
+                scores = _scores(queries, keys, ctx.scaling, ctx.window)
+            high = _rectangle(gradient, group, q_shape[1], padding=0.0)
+            back = torch.bmm(high, values.transpose(1, 2))
+            back.sub_((back * scores).sum(-1, keepdim=True)).mul_(scores).mul_(ctx.scaling)
+            _put_back(torch.bmm(back, keys), group, q_gradient)
+            _put_back(torch.bmm(back.transpose(1, 2), queries), group, k_gradient)
+            _put_back(torch.bmm(scores.transpose(1, 2), high), group, v_gradient)
+        return q_gradient, k_gradient, v_gradient, None, None, None
+
+
+def _scores(queries: Tensor, keys: Tensor, scaling: float, window: int | None) -> Tensor:
+    unseen = _unseen(queries.shape[1], window, queries.dtype, queries.device)
+    return torch.baddbmm(unseen, queries, keys.transpose(1, 2), alpha=scaling).softmax(-1)
+
+
+def _rectangle(tensor: Tensor, group: Group, heads: int, padding: float | None = None) -> Tensor:
+    """(tokens of the stream, fewer or as many heads, size) to (rows * heads, longest, size).
+
+    Padding is what `sources` says, or this number.
+    """
+    tokens = tensor if group.end - group.start == len(tensor) else tensor[group.start : group.end]
+    if group.sources is not None and group.places is not None:
+        if padding is None:
+            tokens = tokens.index_select(0, group.sources)
+        else:
+            places = tokens.new_full((len(group.sources), *tokens.shape[1:]), padding)
+            tokens = places.index_copy_(0, group.places, tokens)
+    rectangle = tokens.reshape(group.rows, group.longest, *tokens.shape[1:]).transpose(1, 2)
+    return _as_many_heads(rectangle, heads).reshape(group.rows * heads, group.longest, -1)
+
+
+def _put_back(rectangle: Tensor, group: Group, tensor: Tensor) -> None:
+    """The other way round, into the group's tokens; heads that were repeated are summed up."""
+    heads = tensor.shape[1]
+    rows = rectangle.view(group.rows, heads, -1, *rectangle.shape[1:])
+    rows = rows.squeeze(2) if rows.shape[2] == 1 else rows.sum(2)
+    tokens = rows.transpose(1, 2).flatten(0, 1)
+    tensor[group.start : group.end] = tokens if group.places is None else tokens.index_select(0, group.places)
 
 
 def _as_many_heads(tensor: Tensor, heads: int) -> Tensor:
@@ -75,55 +143,13 @@ def _as_many_heads(tensor: Tensor, heads: int) -> Tensor:
     return tensor if tensor.shape[1] == heads else tensor.repeat_interleave(heads // tensor.shape[1], dim=1)
 
 
-def _window_mask(length: int, window: int, device: torch.device) -> Tensor:
-    """True where a token (second to last dimension) sees another (last): itself and the window - 1 before it."""
+@lru_cache(maxsize=64)
+def _unseen(length: int, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(length, length): minus infinity where a token (first dimension) does not see another.
+
+    It sees itself, and before it all tokens, or the nearest `window` - 1 of them.
+    """
     seen = torch.ones(length, length, dtype=torch.bool, device=device).tril()
-    return seen.triu(1 - window)
-
-
-def _rectangle(tensor: Tensor, group: Group) -> Tensor:
-    """(heads, tokens of the stream, size) to (rows, heads, longest, size)."""
-    heads, _, size = tensor.shape
-    tokens = tensor[:, group.start : group.end].transpose(0, 1).reshape(-1, heads * size)
-    if group.sources is not None:
-        tokens = _Pick.apply(tokens, group.sources, group.places)  # type: ignore[no-untyped-call]
-    return tokens.view(group.rows, group.longest, heads, size).transpose(1, 2)
-
-
-def _row_after_row(tensor: Tensor, group: Group) -> Tensor:
-    """(rows, heads, longest, size) to (tokens of the group, heads, size)."""
-    _, heads, _, size = tensor.shape
-    places = tensor.transpose(1, 2).reshape(-1, heads * size)
-    if group.places is not None:
-        places = _Drop.apply(places, group.places)  # type: ignore[no-untyped-call]
-    return places.view(-1, heads, size)
-
-
-class _Pick(torch.autograd.Function):
-    """Rows `sources` of a matrix. Backward reads `places` alone: what stands in for padding has the gradient 0."""
-
-    @staticmethod
-    def forward(ctx: Any, tokens: Tensor, sources: Tensor, places: Tensor) -> Tensor:
-        ctx.save_for_backward(places)
-        return tokens.index_select(0, sources)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        (places,) = ctx.saved_tensors
-        return gradient.index_select(0, places), None, None
-
-
-class _Drop(torch.autograd.Function):
-    """Rows `places` of a matrix, each once."""
-
-    @staticmethod
-    def forward(ctx: Any, rectangle: Tensor, places: Tensor) -> Tensor:
-        ctx.save_for_backward(places)
-        ctx.rows = rectangle.shape[0]
-        return rectangle.index_select(0, places)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (places,) = ctx.saved_tensors
-        whole = gradient.new_zeros(ctx.rows, gradient.shape[1])
-        return whole.index_copy_(0, places, gradient), None
+    if window is not None:
+        seen = seen.triu(1 - window)
+    return torch.zeros(length, length, dtype=dtype, device=device).masked_fill_(~seen, float("-inf"))

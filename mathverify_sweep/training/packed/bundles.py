@@ -39,8 +39,8 @@ class _One:
     read: Span
 
     def adapter(self, layer: str, number: int, *, behind: bool) -> Adapter | None:
-        pair = self.weights.pairs.get(layer)
-        return None if pair is None else OneRun(self.weights, pair, self.read if behind else self.tokens, number)
+        views = self.weights.views.get(layer)
+        return None if views is None else OneRun(self.weights, views, self.read if behind else self.tokens, number)
 
     def hand_back(self) -> None:
         """Nothing: its gradients are where they belong."""

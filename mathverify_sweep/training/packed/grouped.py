@@ -68,6 +68,9 @@ class ManyRuns:
         self.rows.of(y).add_(grouped_mm(scaled, b, offs=self.rows.ends))
         return scaled
 
+    def merged(self, weight: Tensor, rows: int) -> None:
+        """Nothing: they are several runs."""
+
     def backward(self, x: Tensor, kept: Tensor, gradient: Tensor, x_gradient: Tensor | None) -> None:
         a, b = self.pair.a(self.stack.values), self.pair.b(self.stack.values)
         ends, high, mine = self.rows.ends, self.rows.of(gradient), self.rows.of(x)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mathverify_sweep.training.packed.stream import Span
-from mathverify_sweep.training.packed.weights import Pair, Weights
+from mathverify_sweep.training.packed.weights import Views, Weights
 
 
 class Adapter(Protocol):
@@ -23,6 +23,9 @@ class Adapter(Protocol):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Adds scale * B (A x) to `y` (rows, out); gives what `backward` wants back."""
+
+    def merged(self, weight: Tensor, rows: int) -> Tensor | None:
+        """A copy of the weight with scale * B A on it; None unless all these rows are one run's."""
 
     def backward(self, x: Tensor, kept: Tensor, gradient: Tensor, x_gradient: Tensor | None) -> None:
         """From the gradient of `y`: adds to those of the adapters, and to that of `x` where one is wanted."""
@@ -47,10 +50,23 @@ class Layer:
         if torch.is_grad_enabled():
             y: Tensor = _Linear.apply(rows, self.anchor, self)  # type: ignore[no-untyped-call]
         else:
-            y = functional.linear(rows, self.weight(), self.bias)
-            for adapter in self.adapters():
-                adapter.forward(rows, y)
+            y = self._judged(rows)
         return y.unsqueeze(0)
+
+    def _judged(self, x: Tensor) -> Tensor:
+        """Forward only. Where all rows are one run's, its adapter is added to the weight first, if that is less work.
+
+        In float32 only: bfloat16 would round what the adapter adds.
+        """
+        weight, adapters = self.weight(), self.adapters()
+        outputs, inputs = weight.shape
+        pays = weight.dtype is torch.float32 and len(x) * (inputs + outputs) > 2 * inputs * outputs
+        if pays and len(adapters) == 1 and (merged := adapters[0].merged(weight, len(x))) is not None:
+            return functional.linear(x, merged, self.bias)
+        y = functional.linear(x, weight, self.bias)
+        for adapter in adapters:
+            adapter.forward(x, y)
+        return y
 
 
 class _Linear(torch.autograd.Function):
@@ -78,34 +94,36 @@ class OneRun:
     """One run's adapter on one layer, by matmuls of its own: their numbers hang on no other run."""
 
     weights: Weights
-    pair: Pair
+    views: Views
     span: Span
     layer_number: int
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        weights = self.weights
-        low = self._dropped(self._mine(x)) @ self.pair.a(weights.compute).t()
-        self._mine(y).addmm_(low, self.pair.b(weights.compute), alpha=weights.scale)
+        mine = self._mine(x)
+        mask = dropout_mask(self.span, self.layer_number, mine)
+        low = (mine if mask is None else mine * mask) @ self.views.a.t()
+        self._mine(y).addmm_(low, self.views.b, alpha=self.weights.scale)
         return low
 
+    def merged(self, weight: Tensor, rows: int) -> Tensor | None:
+        if self.span.end - self.span.start < rows:
+            return None
+        return torch.addmm(weight, self.views.b.t(), self.views.a, alpha=self.weights.scale)
+
     def backward(self, x: Tensor, kept: Tensor, gradient: Tensor, x_gradient: Tensor | None) -> None:
-        weights, pair, high = self.weights, self.pair, self._mine(gradient)
-        low_gradient = high @ pair.b(weights.compute).t()
-        mask = dropout_mask(self.span, self.layer_number, self._mine(x))
+        scale, views, mine, high = self.weights.scale, self.views, self._mine(x), self._mine(gradient)
+        low_gradient = high @ views.b.t()
+        mask = dropout_mask(self.span, self.layer_number, mine)
         if x_gradient is not None and mask is None:
-            self._mine(x_gradient).addmm_(low_gradient, pair.a(weights.compute), alpha=weights.scale)
+            self._mine(x_gradient).addmm_(low_gradient, views.a, alpha=scale)
         elif x_gradient is not None and mask is not None:
-            self._mine(x_gradient).addcmul_(low_gradient @ pair.a(weights.compute), mask, value=weights.scale)
-        rows = self._mine(x) if mask is None else self._mine(x) * mask
-        _accumulate(pair.a(weights.gradient), low_gradient.t(), rows, weights.scale)
-        _accumulate(pair.b(weights.gradient), kept.t(), high, weights.scale)
+            self._mine(x_gradient).addcmul_(low_gradient @ views.a, mask, value=scale)
+        _accumulate(views.a_gradient, low_gradient.t(), mine if mask is None else mine * mask, scale)
+        _accumulate(views.b_gradient, kept.t(), high, scale)
 
     def _mine(self, matrix: Tensor) -> Tensor:
-        return matrix[self.span.start : self.span.end]
-
-    def _dropped(self, rows: Tensor) -> Tensor:
-        mask = dropout_mask(self.span, self.layer_number, rows)
-        return rows if mask is None else rows * mask
+        is_all = self.span.end - self.span.start == len(matrix)
+        return matrix if is_all else matrix[self.span.start : self.span.end]
 
 
 def dropout_mask(span: Span, layer_number: int, rows: Tensor) -> Tensor | None:

@@ -25,6 +25,7 @@ from mathverify_sweep.training.base import BaseModel
 from mathverify_sweep.training.packed import attention
 from mathverify_sweep.training.packed.bundles import Bundle, bundles
 from mathverify_sweep.training.packed.layers import Adapter, Layer
+from mathverify_sweep.training.packed.norms import faster
 from mathverify_sweep.training.packed.plan import Plan
 from mathverify_sweep.training.packed.stream import Share, Span, Stream
 from mathverify_sweep.training.packed.weights import Weights
@@ -139,6 +140,8 @@ class PackedModel:
                 if type(module) in (nn.Linear, Linear4bit):
                     behind = at == last and (name.startswith("mlp.") or name == "self_attn.o_proj")
                     module.forward = self._taught(f"{prefix}.{at}.{name}", next(numbers), module, behind)
+        for norm in [module for module in self._body.modules() if "Norm" in type(module).__name__]:
+            norm.forward = faster(norm) or norm.forward
         self._read_less_behind_the_last_attention(layers[last])
         for layer in layers:
             layer.forward = partial(self._run_layer, layer.forward)

@@ -18,7 +18,7 @@ from torch import Tensor
 from mathverify_sweep.data.encode import EncodedRow
 from mathverify_sweep.training.packed.weights import Weights
 
-ALIKE = 0.85
+ALIKE = 0.5
 """Rows whose lengths differ by less than this factor are padded to one length where attention takes no others."""
 
 

@@ -47,6 +47,14 @@ class Pair:
         return part.view(*flat.shape[:-1], self.rank, columns)
 
 
+class Views:
+    """The adapter of one linear layer as matmuls take it, and its gradients. Kept, since views cost time too."""
+
+    def __init__(self, pair: Pair, values: Tensor, gradient: Tensor) -> None:
+        self.a, self.b = pair.a(values), pair.b(values)
+        self.a_gradient, self.b_gradient = pair.a(gradient), pair.b(gradient)
+
+
 class Weights:
     """The adapter of one run: values, gradients, and what decides how a layer applies them.
 
@@ -70,6 +78,7 @@ class Weights:
         self.flat = torch.zeros(size, dtype=dtype, device=device)
         self.gradient = torch.zeros(size, dtype=torch.float32, device=device)
         self.compute = self.flat if dtype is compute else torch.zeros(size, dtype=compute, device=device)
+        self.views = {layer: Views(pair, self.compute, self.gradient) for layer, pair in self.pairs.items()}
         self.load(values)
 
     @classmethod

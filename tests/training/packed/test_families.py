@@ -27,7 +27,7 @@ from mathverify_sweep.states import EndReason
 from mathverify_sweep.training import adapters, base
 from mathverify_sweep.training.engine import PackedEngine
 from mathverify_sweep.training.material import Library
-from mathverify_sweep.training.packed import model, plan
+from mathverify_sweep.training.packed import attention, model, plan
 from mathverify_sweep.training.packed.model import PackedModel, unsupported
 from mathverify_sweep.training.packed.stream import Share, cut
 from tests.training.packed.company import adapter_of, largest_difference
@@ -178,6 +178,16 @@ def test_logits_in_pieces_are_the_same_logits(place: Place, tmp_path: Path, monk
     monkeypatch.setattr(model, "LOGITS_AT_ONCE", 320 * 7)
     trained(engine, spec, tmp_path / "pieces", Recorder())
     assert largest_difference(adapter_of(tmp_path / "whole"), adapter_of(tmp_path / "pieces")) < 1e-6
+
+
+def test_scores_that_are_computed_again_are_the_same_scores(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = place.spec(quantization="nf4", train_rows=24)
+    trained(PackedEngine("cpu"), spec, tmp_path / "kept", Recorder())
+    monkeypatch.setattr(attention, "_SHORT", 4)
+    trained(PackedEngine("cpu"), spec, tmp_path / "again", Recorder())
+    assert largest_difference(adapter_of(tmp_path / "kept"), adapter_of(tmp_path / "again")) == 0
 
 
 def test_checkpointing_moves_no_bit(place: Place, tmp_path: Path) -> None:

@@ -207,7 +207,8 @@ def test_other_optimizers_meet_the_same_gradients_and_stay_near(
     assert len(watch.seen) == STEPS
     for step in (0, 1, 9, 24, 49):
         state, gradient = watch.seen[step]
-        assert largest_difference(gradient, oracle.gradient(step, state)) < 1e-5
+        expected = oracle.gradient(step, state)
+        assert largest_difference(gradient, expected) < 1e-5 * max(g.abs().max().item() for g in expected.values())
     assert ours.losses == pytest.approx(theirs.losses, abs=2e-2)
 
 
