@@ -32,7 +32,7 @@ from mathverify_sweep.store.runs import Point, RunRecord
 from mathverify_sweep.store.studies import StudyRecord
 from mathverify_sweep.store.turns import one_at_a_time
 from mathverify_sweep.study import artifacts, proxy, space
-from mathverify_sweep.study.storage import close_storage, open_storage, opened, storage_errors
+from mathverify_sweep.study.storage import close_storage, open_storage, opened, set_user_attrs, storage_errors
 from mathverify_sweep.study.views import TrialView, view
 
 if TYPE_CHECKING:
@@ -137,11 +137,14 @@ class StudyHandle:
             if rung in frozen.intermediate_values:
                 return Verdict.CONTINUE
             trial = self._trial(trial_number)
-            trial.report(value, rung)
-            if not trial.should_prune():
-                return Verdict.CONTINUE
-            # Asked once more, a pruner says CONTINUE: it counts the rung as passed.
-            trial.set_user_attr(_PRUNED_AT, rung)
+            try:
+                trial.report(value, rung)
+                if not trial.should_prune():
+                    return Verdict.CONTINUE
+                # Asked once more, a pruner says CONTINUE: it counts the rung as passed.
+                trial.set_user_attr(_PRUNED_AT, rung)
+            except UpdateFinishedTrialError:  # another worker ended it between two of these lines
+                log.info("trial %d has ended already", trial_number)
             return Verdict.PRUNE
 
     def tell(self, trial_number: int, result: RunResult, run_id: str | None = None) -> None:
@@ -163,6 +166,8 @@ class StudyHandle:
                 return
             try:
                 artifacts.show(self._trial(run.trial_number), page, folder)
+            except UpdateFinishedTrialError:  # another worker told it meanwhile
+                log.info("trial %d has ended already", run.trial_number)
             except OSError as error:  # a full disk costs a picture, not the trial
                 log.warning("trial %d: nothing to show in %s: %s", run.trial_number, folder, error)
 
@@ -247,8 +252,7 @@ class StudyHandle:
             state = TrialState.FAIL
             result = result.model_copy(update={"message": "finished without a value"})
         try:
-            for name, value in _attributes(result, run_id).items():
-                trial.set_user_attr(name, value)
+            set_user_attrs(self._storage, self._trial_id(trial.number), _attributes(result, run_id))
             if result.end_reason is EndReason.OUT_OF_MEMORY and not trial.constraints:
                 trial.set_constraint(FITS_IN_MEMORY, 1.0)
             value = result.value if state is TrialState.COMPLETE else None

@@ -9,6 +9,7 @@ noise of its own seed, so that a sampler has something to find. MVSWEEP_REHEARSA
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import logging
 import math
@@ -191,6 +192,8 @@ class _Run:
         return min(self._ticks - 1, math.ceil(rows * self._ticks / self._total))
 
     def _advance(self) -> RunResult | None:
+        if self._tick == self._ticks:
+            return self._finished()
         self._tick += 1
         self._log()
         self._report()
@@ -198,8 +201,6 @@ class _Run:
             fault, self._fault = self._fault, None
             self._save()  # so that the next attempt knows that it is one
             fault.strike(f"{self._rows} rows")
-        if self._tick == self._ticks:
-            return self._finished()
         self._heed_interrupt()
         if time.monotonic() - self._saved_at >= self._order.checkpoint_seconds:
             self._save()
@@ -242,10 +243,17 @@ class _Run:
         except OSError as error:  # a full disk costs a checkpoint, not the run
             log.warning("no checkpoint in %s: %s", self._order.folder, error)
 
-    def _finished(self) -> RunResult:
+    def _finished(self) -> RunResult | None:
+        """None while the disk is full: what was learned is not thrown away, it is tried again with the next step."""
         judged, odds = self._look(None)
         adapter = paths.adapter_folder(self._order.folder)
-        _write(adapter, self._learned_before + self._total)
+        try:
+            _write(adapter, self._learned_before + self._total)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            self._heed_interrupt()
+            return None
         result = self._ended(EndReason.FINISHED, "")
         return result.model_copy(update={"metrics": judged, "log_odds": odds, "adapter": adapter.name})
 
