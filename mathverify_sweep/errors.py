@@ -16,11 +16,21 @@ A message says the rule, what came, and what to do. The command line prints it i
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mathverify_sweep.states import EndReason
+
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 120
+
+
+def shown(value: object) -> str:
+    """A value as a message quotes it: on one line, and of bounded length."""
+    return _short.repr(value)
 
 
 class MvsweepError(Exception):

@@ -7,25 +7,15 @@ counted before anybody walks through it.
 from __future__ import annotations
 
 import io
-import reprlib
 from pathlib import Path
 from typing import Any
 
-from mathverify_sweep.errors import ConfigError
+from mathverify_sweep.errors import ConfigError, shown
 
 MAX_BYTES = 256 * 1024
 MAX_VALUES = 10_000
 MAX_DEPTH = 20
 _INSTEAD = "Write a smaller file, or enqueue settings from a table (mvsweep enqueue --table)."
-
-_short = reprlib.Repr()
-_short.maxstring = _short.maxother = 120
-_short.maxlong = 40
-
-
-def shown(value: object) -> str:
-    """A value in a message, of bounded length."""
-    return _short.repr(value)
 
 
 def read_text(path: Path, max_bytes: int = MAX_BYTES) -> str:

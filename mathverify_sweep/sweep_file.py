@@ -17,8 +17,7 @@ from pydantic import BaseModel, ValidationError
 from mathverify_sweep import paths, safe_yaml, search_space, wandb_sweep
 from mathverify_sweep.config import DataConfig, SweepConfig
 from mathverify_sweep.data import prompts
-from mathverify_sweep.errors import ConfigError
-from mathverify_sweep.safe_yaml import shown
+from mathverify_sweep.errors import ConfigError, shown
 from mathverify_sweep.search_space import SearchSpace
 from mathverify_sweep.specs import TrainParams
 
@@ -54,17 +53,21 @@ def find(name: str, overrides: Sequence[str] = ()) -> SweepConfig | None:
     path = Path(name)
     if path.suffix in YAML:
         return load(path, overrides)
-    shipped = paths.sweeps_folder() / f"{name}.yaml"
-    return load(shipped, overrides) if shipped.is_file() else None
+    shipped = {file.stem: file for file in _shipped()}.get(str(name))
+    return load(shipped, overrides) if shipped is not None else None
 
 
 def require(name: str, overrides: Sequence[str] = ()) -> SweepConfig:
     """`find`, or a ConfigError that names the sweep files that ship with the package."""
     config = find(name, overrides)
     if config is None:
-        shipped = ", ".join(sorted(file.stem for file in paths.sweeps_folder().glob("*.yaml")))
-        raise ConfigError(name, [f"must be a path that ends in .yaml, or a sweep file that ships here: {shipped}."])
+        there = ", ".join(file.stem for file in _shipped())
+        raise ConfigError(name[:120], [f"must be a path that ends in .yaml, or a sweep file that ships here: {there}."])
     return config
+
+
+def _shipped() -> list[Path]:
+    return sorted(paths.sweeps_folder().glob("*.yaml"))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
-from mathverify_sweep.errors import StudyError
+from mathverify_sweep.errors import StudyError, shown
 from mathverify_sweep.specs import RunResult, RunSpec, Split
 from mathverify_sweep.states import RunState
 from mathverify_sweep.store import endings, studies, tables
@@ -192,7 +192,7 @@ def get(engine: Engine, run_id: str) -> RunRecord:
         rows = connection.execute(_with_points().where(_run.run_id.startswith(run_id, autoescape=True)).limit(5)).all()
     if len(rows) != 1:
         found = ", ".join(row.run_id for row in rows) or "none"
-        raise StudyError(f"a run is named by its id or the beginning of it, got {run_id!r}, which fits: {found}.")
+        raise StudyError(f"a run is named by its id or the beginning of it, got {shown(run_id)}, which fits: {found}.")
     return run_record(rows[0])
 
 

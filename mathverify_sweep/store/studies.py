@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from sqlalchemy.engine import Connection, Engine
 
 from mathverify_sweep.config import SweepConfig
-from mathverify_sweep.errors import DataDrift, StudyError
+from mathverify_sweep.errors import DataDrift, StudyError, shown
 from mathverify_sweep.store.database import insert, reading, transaction
 from mathverify_sweep.store.tables import studies
 
@@ -88,9 +88,9 @@ def unknown_study(name: str, known: list[str]) -> StudyError:
     """The error for a study that is not there."""
     nearest = difflib.get_close_matches(name, known, n=1)
     if nearest:
-        return StudyError(f"no study is named {name!r} in this database. Did you mean {nearest[0]!r}?")
+        return StudyError(f"no study is named {shown(name)} in this database. Did you mean {nearest[0]!r}?")
     there = f"It has: {', '.join(known[:10])}." if known else "It has none; `mvsweep create FILE` makes one."
-    return StudyError(f"no study is named {name!r} in this database. {there}")
+    return StudyError(f"no study is named {shown(name)} in this database. {there}")
 
 
 def _names(connection: Connection) -> list[str]:
