@@ -15,7 +15,7 @@ from mathverify_sweep.states import EndReason
 from mathverify_sweep.training.engine import PackedEngine
 from mathverify_sweep.training.order import Order
 from mathverify_sweep.training.packed import plan
-from tests.training.packed.company import Numbers, largest_difference, numbers, together
+from tests.training.packed.company import Numbers, adapter_of, largest_difference, numbers, together
 from tests.training.tiny_fixture import Place, Recorder
 
 
@@ -165,3 +165,24 @@ def test_a_neighbour_that_is_no_number_reaches_nobody_in_one_pass(
     wild = place.spec(params={"learning_rate": 1e30, "max_grad_norm": 0.0}, quantization="nf4", train_rows=40)
     shared = numbers(one_pass, spec, tmp_path / "mine", {"wild": Order(wild, tmp_path / "wild")})
     assert largest_difference(shared.adapter, alone.adapter) < 1e-5
+
+
+def test_one_pass_in_bfloat16_is_near_float32(one_pass: PackedEngine, place: Place, tmp_path: Path) -> None:
+    """Matmuls in bfloat16; adapters, their gradients and their optimizers in float32."""
+    kinds: list[dict[str, Any]] = [{"lora_r": 20}, {"lora_r": 4, "prompt_loss_weight": 0.2}, {"lora_r": 12}]
+    losses: dict[str, list[float]] = {}
+    for dtype in ("float32", "bfloat16"):
+        orders, recorders = {}, {str(i): Recorder() for i in range(len(kinds))}
+        for i, kind in enumerate(kinds):
+            spec = place.spec(
+                params={"learning_rate": 3e-3, **kind}, quantization="nf4", base_model={"compute_dtype": dtype}
+            )
+            orders[str(i)] = Order(spec, tmp_path / dtype / str(i))
+        together(one_pass, orders, recorders)
+        losses[dtype] = [loss for recorder in recorders.values() for loss in recorder.losses]
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.03)
+    assert adapter_dtypes(tmp_path / "bfloat16" / "0") == {torch.float32}
+
+
+def adapter_dtypes(folder: Path) -> set[torch.dtype]:
+    return {tensor.dtype for tensor in adapter_of(folder).values()}
