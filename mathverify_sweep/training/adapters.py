@@ -5,11 +5,15 @@ Refuses target modules that the base does not have, and a start adapter of anoth
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import logging
+import os
 import shutil
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +28,11 @@ from transformers import PreTrainedModel, set_seed
 from mathverify_sweep.errors import ModelError
 from mathverify_sweep.specs import BaseModelSpec, RunSpec, TrainParams
 from mathverify_sweep.training.base import BaseModel
+
+log = logging.getLogger(__name__)
+
+ROOM_SECONDS = 10.0
+"""How often a full disk is tried again."""
 
 _WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
@@ -66,6 +75,20 @@ def save(model: PeftModel, folder: Path) -> None:
     partial.rename(folder)
 
 
+def keep(model: PeftModel, folder: Path, sleep: Callable[[float], None] = time.sleep) -> None:
+    """`save` the adapter that a run was for; while the disk is full, wait for room: the run is not worth losing."""
+    while True:
+        try:
+            save(model, folder)
+        except (OSError, SafetensorError) as error:
+            if not _is_full(error):
+                raise
+            log.warning("no room for the adapter in %s; trying again every %g s: %s", folder, ROOM_SECONDS, error)
+            sleep(ROOM_SECONDS)
+        else:
+            return
+
+
 def digest(folder: Path) -> str:
     """SHA-256 of a saved adapter's weights: which adapter it is, wherever it lies. Raises ModelError without one."""
     try:
@@ -73,6 +96,13 @@ def digest(folder: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise ModelError(f"a start adapter needs {_CONFIG} and {_WEIGHTS} in {folder}: {error}") from error
+
+
+def _is_full(error: Exception) -> bool:
+    """Of a disk, or of what its user may take of it; safetensors has words for it only."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return any(os.strerror(code) in str(error) for code in (errno.ENOSPC, errno.EDQUOT))
 
 
 def _lora_config(base: BaseModel, spec: BaseModelSpec, params: TrainParams) -> LoraConfig:

@@ -102,5 +102,5 @@ class ReferenceEngine:
             course.catch_up(evaluate)
             train(material.base, model, spec, epoch, lambda step, fill: course.after(step, evaluate, fill))
             judged, odds = course.finish(evaluate)
-            adapters.save(model, target)
+            adapters.keep(model, target)
         return course.finished(judged, odds, target.name)

@@ -144,7 +144,7 @@ class Slot:
         target = adapter_folder(self._order.folder)
         with adapters.attached(self._model.base, self._spec, None) as attached:
             self._weights.put_on(attached)
-            adapters.save(attached, target)
+            adapters.keep(attached, target)
         return self._with_resources(self.course.finished(judged, odds, target.name))
 
     def _with_resources(self, result: RunResult) -> RunResult:
