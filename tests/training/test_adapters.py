@@ -41,4 +41,6 @@ def test_an_adapter_waits_until_the_disk_has_room(tmp_path: Path) -> None:
 
 def test_other_trouble_with_an_adapter_is_not_waited_for(tmp_path: Path) -> None:
     with pytest.raises(PermissionError):
-        adapters.keep(cast(PeftModel, Model(PermissionError("no"))), tmp_path / "adapter", lambda _: pytest.fail())
+        adapters.keep(
+            cast(PeftModel, Model(PermissionError("no"))), tmp_path / "adapter", lambda _: pytest.fail("it waited")
+        )
