@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from mathverify_sweep import redaction
 from mathverify_sweep.states import EndReason
 
 Quantization = Literal["nf4", "int8", "none"]
@@ -145,10 +146,10 @@ class RunSpec(Frozen):
 
 
 def _storable(text: object) -> object:
-    """Text of any origin as JSON and both databases take it, and no longer than anybody reads."""
+    """Text of any origin as JSON and both databases take it, without secrets, and no longer than anybody reads."""
     if not isinstance(text, str):
         return text
-    clean = text.replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")
+    clean = redaction.mask(text).replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")
     if len(clean) <= MAX_MESSAGE:
         return clean
     half = MAX_MESSAGE // 2 - 50  # with the line between them it is short enough to be read again as it is

@@ -14,7 +14,7 @@ from pydantic_core import to_json
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from mathverify_sweep import paths
+from mathverify_sweep import paths, redaction
 from mathverify_sweep.errors import StudyError
 
 if TYPE_CHECKING:
@@ -114,3 +114,4 @@ def log_to_stderr() -> None:
     """Our own lines from INFO on, other people's from WARNING on."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname).1s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("mathverify_sweep").setLevel(logging.INFO)
+    redaction.mask_logs()

@@ -17,7 +17,7 @@ from sqlalchemy import exc
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, Connection, Engine
 
-from mathverify_sweep import paths
+from mathverify_sweep import paths, redaction
 from mathverify_sweep.errors import StorageError
 from mathverify_sweep.store import file_systems
 from mathverify_sweep.store.outages import storage_error
@@ -42,6 +42,7 @@ def connect(url: str) -> Engine:
     A connection that broke is never handed out again.
     """
     parsed = _parse(url)
+    redaction.remember(parsed.password)
     options: dict[str, Any] = {"hide_parameters": True, "pool_size": 1, "max_overflow": 1}
     if parsed.get_backend_name() == "sqlite":
         assert parsed.database is not None

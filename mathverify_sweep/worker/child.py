@@ -15,6 +15,7 @@ from collections import deque
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from mathverify_sweep import redaction
 from mathverify_sweep.errors import ModelError, MvsweepError
 from mathverify_sweep.specs import RunResult
 from mathverify_sweep.states import EndReason, Verdict
@@ -44,6 +45,7 @@ STEPPED_SECONDS = 5.0
 def main(socket: int, device: str, engine: str, slots: int, tokens: int) -> None:
     """Serve one worker until it hangs up. 0 slots or tokens: as many as the engine finds right."""
     _end_with_parent()
+    redaction.mask_logs()
     try:
         _serve(_Worker(Connection(socket)), device, engine, slots or None, tokens or None)
     except _WorkerGone:
