@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 
 from optuna.artifacts import FileSystemArtifactStore, get_all_artifact_meta, upload_artifact
@@ -62,10 +63,15 @@ def note(page: Page) -> str:
         parts.append(f"{result.rows_seen:,} rows in {result.optimizer_steps:,} steps, {spent:,.0f} s{memory}.")
     if run.worker is not None:
         attempt = f", attempt {run.attempt}" if run.attempt > 1 else ""
-        parts.append(f"Trained on {run.worker.gpu} of {run.worker.host}{attempt}.")
+        parts.append(f"Trained on {_plain(run.worker.gpu)} of {_plain(run.worker.host)}{attempt}.")
     if page.link is not None:
         parts.append(f"W&B: {page.link if '://' in page.link else f'`{page.link}`'}")
     return "\n\n".join(parts) + "\n"
+
+
+def _plain(text: str) -> str:
+    """A name of a machine's choosing, in Markdown whose HTML the dashboard would show as such."""
+    return " ".join(escape(text).split())
 
 
 def _save_note(trial: Trial, text: str) -> None:

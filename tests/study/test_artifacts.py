@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +21,7 @@ from mathverify_sweep.specs import Metrics, RunResult
 from mathverify_sweep.states import EndReason
 from mathverify_sweep.store import runs, studies
 from mathverify_sweep.store.runs import Budget, Point, RunRecord, WorkerIdentity
-from mathverify_sweep.study import drawings
+from mathverify_sweep.study import artifacts, drawings
 from mathverify_sweep.study.study import StudyHandle, create, open_study
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -69,6 +71,16 @@ def test_a_note_and_drawings_stand_beside_the_trial(engine: Engine, handle: Stud
         assert meta.mimetype == "image/svg+xml"
         ElementTree.parse(tmp_path / "artifacts" / meta.artifact_id)
     assert handle.trials()[0].user_attrs["wandb"] == "https://wandb.ai/x"
+
+
+@sqlite_only
+def test_what_a_machine_is_called_or_a_crash_says_is_no_markup(engine: Engine, handle: StudyHandle) -> None:
+    evil = "</script>\n<img src=x onerror=alert(1)>"
+    crashed = RunResult(end_reason=EndReason.CRASHED, message=f"```\n{evil}\n```")
+    run = dataclasses.replace(ended_run(engine, handle, crashed), worker=WorkerIdentity("w", evil, 1, evil))
+    outside_fences = re.sub(r"^```$.*?^```$", "", artifacts.note(artifacts.Page(run, (), None, {})), flags=re.M | re.S)
+    assert "Trained on" in outside_fences
+    assert "<" not in outside_fences
 
 
 @sqlite_only
