@@ -10,6 +10,7 @@ import shutil
 import sqlite3
 import subprocess
 import tempfile
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +19,7 @@ from typing import Protocol
 from benchmarks.faults.postgres import Postgres
 
 _MIB = 2**20
+_FILL_SECONDS = 5.0
 
 
 class Disk:
@@ -33,7 +35,7 @@ class Disk:
         if self.is_real:
             with (self.folder / "filler").open("ab", buffering=0) as file:
                 try:
-                    for size in (_MIB, 4096, 1):
+                    for size in (_MIB, 4096):
                         self._write(file.fileno(), bytes(size))
                 finally:
                     os.fsync(file.fileno())
@@ -54,7 +56,8 @@ class Disk:
 
     @staticmethod
     def _write(descriptor: int, block: bytes) -> None:
-        while True:
+        until = time.monotonic() + _FILL_SECONDS  # others may make room all the time
+        while time.monotonic() < until:
             try:
                 os.write(descriptor, block)
             except OSError:  # no space is left for a block of this size

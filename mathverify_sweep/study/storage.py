@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import optuna
-from optuna.exceptions import StorageInternalError
+from optuna.distributions import BaseDistribution, json_to_distribution
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage, GrpcStorageProxy, RDBStorage
-from optuna.storages._rdb.models import TrialUserAttributeModel
-from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from mathverify_sweep.errors import StorageError
-from mathverify_sweep.store import database
+from mathverify_sweep.store import database, optuna_rows
 from mathverify_sweep.study import proxy
 
 if TYPE_CHECKING:
@@ -42,10 +44,8 @@ def open_storage(engine: Engine) -> RDBStorage:
             storage = _Storage(url, options, skip_compatibility_check=known, skip_table_creation=known)
         except RuntimeError as error:  # another Optuna's tables
             raise StorageError(f"Optuna cannot use the database {engine.url.render_as_string()}: {error}") from None
-    storage.remove_session()
-    storage.scoped_session.configure(bind=engine)
     _checked.add(url)
-    return storage
+    return storage.of_engine(engine)
 
 
 class _Storage(RDBStorage):
@@ -81,23 +81,36 @@ class _Storage(RDBStorage):
         with database.only_reading():
             return super().get_trial(trial_id)
 
-    def _get_trials(self, *arguments: Any, **more: Any) -> list[FrozenTrial]:
-        with database.only_reading():
-            return super()._get_trials(*arguments, **more)
+    def _get_trials(
+        self,
+        study_id: int,
+        states: Container[TrialState] | None,
+        included_trial_ids: set[int],
+        trial_id_greater_than: int,
+    ) -> list[FrozenTrial]:
+        """The trials that Optuna's cache does not have, or that may have changed: the same ones, in plain SQL."""
+        rows = optuna_rows.trial_rows(self._ours, study_id, trial_id_greater_than, included_trial_ids)
+        found = [_frozen(row) for row in rows]
+        return [trial for trial in found if states is None or trial.state in states]
+
+    def of_engine(self, engine: Engine) -> _Storage:
+        """This storage on the connections of `engine`."""
+        self.remove_session()
+        self.scoped_session.configure(bind=engine)
+        self._ours = engine
+        return self
 
 
 def set_user_attrs(storage: BaseStorage, trial_id: int, attributes: Mapping[str, Any]) -> None:
-    """Set user attributes of a trial, in one transaction: Optuna has one for each, which was most of what a trial cost.
+    """Set user attributes of a trial, in one transaction: Optuna has one for each, which was most of what a tell cost.
 
-    Raises UpdateFinishedTrialError. The one private use of Optuna's storage.
+    Raises UpdateFinishedTrialError.
     """
-    if not isinstance(storage, RDBStorage):
+    if not isinstance(storage, _Storage):
         for name, value in attributes.items():
             storage.set_trial_user_attr(trial_id, name, value)
-        return
-    with _create_scoped_session(storage.scoped_session, True) as session:
-        for name, value in attributes.items():
-            storage._set_trial_attr_without_commit(session, TrialUserAttributeModel, trial_id, name, value)
+    elif not optuna_rows.save_user_attrs(storage._ours, trial_id, {k: json.dumps(v) for k, v in attributes.items()}):
+        raise UpdateFinishedTrialError(f"trial id {trial_id} has ended")
 
 
 def close_storage(storage: BaseStorage) -> None:
@@ -134,3 +147,43 @@ def storage_errors(engine: Engine) -> Iterator[None]:
             if proxied is None:
                 raise
             raise proxied from None
+
+
+_SPECIAL = {"INF_POS": float("inf"), "INF_NEG": -float("inf"), "NAN": float("nan")}
+
+
+def _frozen(row: optuna_rows.TrialRow) -> FrozenTrial:
+    """A trial as Optuna makes it from the same rows."""
+    values = [_number(value, kind) for _objective, value, kind in sorted(row.values)]
+    distributions = {name: _distribution(text) for name, _value, text in row.params}
+    return FrozenTrial(
+        number=row.number,
+        state=TrialState[row.state],
+        value=None,
+        values=values or None,
+        datetime_start=_local(row.started),
+        datetime_complete=_local(row.completed),
+        params={name: distributions[name].to_external_repr(value) for name, value, _text in row.params},
+        distributions=distributions,
+        user_attrs={key: json.loads(text) for key, text in row.user_attrs},
+        system_attrs={key: json.loads(text) for key, text in row.system_attrs},
+        intermediate_values={step: _number(value, kind) for step, value, kind in row.steps},
+        trial_id=row.trial_id,
+    )
+
+
+def _number(value: float | None, kind: str) -> float:
+    if kind in _SPECIAL:
+        return _SPECIAL[kind]
+    assert value is not None
+    return value
+
+
+@lru_cache(maxsize=1024)
+def _distribution(text: str) -> BaseDistribution:
+    return json_to_distribution(text)
+
+
+def _local(utc: datetime | None) -> datetime | None:
+    """Optuna's times are those of this machine's zone, without saying so."""
+    return None if utc is None else utc.replace(tzinfo=UTC).astimezone().replace(tzinfo=None)
