@@ -1,0 +1,250 @@
+"""The packed engine against TRL: training samples a second, memory and loss, on the same rows, base and device.
+
+    python -m benchmarks.engine                                           the built-in model on a CPU
+    python -m benchmarks.engine --device cuda:0 --base HuggingFaceTB/SmolLM2-135M --rows 1024 --slots 1 16
+
+TRL is the stock SFTTrainer with PEFT and completion-only loss, in the three ways in which people run it, and the best
+of them in several processes at once. Every measurement is a process of its own, and its first step, which chooses
+kernels, does not count. Prints a table; `--json FILE` writes all of it with versions, device and commit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+EFFECTIVE_BATCH = 32
+TRL = {
+    "TRL 2 x 16, checkpointing": (2, 16, True),
+    "TRL 4 x 8, checkpointing": (4, 8, True),
+    "TRL 8 x 4": (8, 4, False),
+}
+PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes")
+
+
+def main() -> None:
+    """Measure all, print the table, write the file."""
+    options = _options()
+    if options.measure:
+        print(json.dumps(_measure(options)))
+        return
+    results = [_in_processes(f"packed, {slots} at once") for slots in options.slots]
+    results += [_in_processes(name) for name in TRL]
+    best = max(results[len(options.slots) :], key=lambda result: float(result["samples_per_second"]))
+    results.append(_in_processes(best["name"], processes=options.concurrent))
+    print(f"{'':44}{'samples/s':>10}{'x best TRL':>12}{'memory, GB':>12}{'last loss':>11}")
+    for result in results:
+        rate = result["samples_per_second"]
+        print(
+            f"{result['name']:44}{rate:10.1f}{rate / best['samples_per_second']:12.2f}"
+            f"{result['peak_memory_bytes'] / 1e9:12.1f}{result['last_loss']:11.4f}"
+        )
+    if options.json:
+        options.json.write_text(json.dumps({**_circumstances(options), "results": results}, indent=1), encoding="utf-8")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", default="builtin:tiny", help="hub name or folder of the base model")
+    parser.add_argument("--quantization", default="nf4", choices=("nf4", "none"))
+    parser.add_argument("--device", default="cpu", help="cpu or cuda:0")
+    parser.add_argument("--data", default="generated", help="a file with the columns of a sweep, or `generated`")
+    parser.add_argument("--rows", type=int, default=320, help="training rows of each run")
+    parser.add_argument("--rank", type=int, default=32)
+    parser.add_argument("--max-length", type=int, default=1024)
+    parser.add_argument("--slots", type=int, nargs="+", default=[1, 4], help="runs at once in the packed engine")
+    parser.add_argument("--concurrent", type=int, default=2, help="processes of the best TRL configuration at once")
+    parser.add_argument("--json", type=Path, help="file for the figures")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def _in_processes(name: str, processes: int = 1) -> dict[str, Any]:
+    """One measurement; of several processes at once their rates and memory add up."""
+    command = [sys.executable, "-m", "benchmarks.engine", *sys.argv[1:], "--measure", name]
+    started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(processes)]
+    told = [process.communicate()[0] for process in started]
+    failed = [process.returncode for process in started if process.returncode]
+    if failed:
+        raise SystemExit(f"{name}: {len(failed)} of {processes} processes failed")
+    results = [json.loads(lines.strip().splitlines()[-1]) for lines in told]
+    return {
+        "name": name if processes == 1 else f"{processes} processes of {name}",
+        "samples_per_second": sum(result["samples_per_second"] for result in results),
+        "peak_memory_bytes": sum(result["peak_memory_bytes"] for result in results),
+        "last_loss": sum(result["last_loss"] for result in results) / processes,
+        "samples": sum(result["samples"] for result in results),
+    }
+
+
+def _circumstances(options: argparse.Namespace) -> dict[str, Any]:
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    device = platform.processor() or platform.machine()
+    if options.device != "cpu":
+        import torch
+
+        device = torch.cuda.get_device_name()
+    asked = {key: value for key, value in vars(options).items() if key not in ("json", "measure")}
+    versions = {name: version(name) for name in PACKAGES}
+    when = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"commit": commit, "date": when, "device": device, "versions": versions, "options": asked}
+
+
+# One measurement, in a process of its own
+
+
+class Clock:
+    """When optimizer steps were taken, how many rows each had, and the losses that were told. A reporter, too."""
+
+    def __init__(self, steps: list[tuple[float, int]], rows: int) -> None:
+        self._steps, self._rows = steps, rows
+        self.losses: list[float] = []
+
+    def step(self) -> None:
+        self._steps.append((time.perf_counter(), self._rows))
+
+    def report(self, rows_seen: int, value: float) -> Any:  # noqa: ARG002
+        raise AssertionError("there are no rungs")
+
+    def log(self, rows_seen: int, loss: float, learning_rate: float) -> None:  # noqa: ARG002
+        self.losses.append(loss)
+
+    def interrupted(self) -> None:
+        self.step()
+
+
+def _measure(options: argparse.Namespace) -> dict[str, Any]:
+    from mathverify_sweep.training import device
+
+    steps: list[tuple[float, int]] = []
+    name: str = options.measure
+    losses = _trl(options, *TRL[name], steps) if name in TRL else _packed(options, int(name.split()[1]), steps)
+    # The first step of each run warms up; what comes until then counts neither as time nor as work.
+    warm = len(losses)
+    seconds, samples = steps[-1][0] - steps[warm - 1][0], sum(rows for _, rows in steps[warm:])
+    return {
+        "samples_per_second": samples / seconds,
+        "samples": samples,
+        "last_loss": sum(losses) / len(losses),
+        "peak_memory_bytes": device.peak_memory(device.find(options.device)),
+    }
+
+
+def _spec(options: argparse.Namespace, seed: int) -> Any:
+    from mathverify_sweep.data import dataset
+    from mathverify_sweep.specs import BaseModelSpec, DataSpec, RunSpec, TrainParams
+
+    data = DataSpec(source=options.data, generated_rows=max(2_000, 2 * options.rows), validation_rows=10)
+    return RunSpec(
+        study_name="benchmark",
+        trial_number=seed,
+        base_model=BaseModelSpec(name=options.base, quantization=options.quantization),
+        data=data,
+        data_fingerprint=dataset.load(data).fingerprint,
+        params=TrainParams(lora_r=options.rank, effective_batch_size=EFFECTIVE_BATCH),
+        train_rows=options.rows,
+        max_length=options.max_length,
+        seed=seed,
+    )
+
+
+def _packed(options: argparse.Namespace, slots: int, steps: list[tuple[float, int]]) -> list[float]:
+    """The last losses of so many runs, side by side."""
+    from mathverify_sweep.training.engine import PackedEngine
+    from mathverify_sweep.training.order import Order
+
+    engine = PackedEngine(options.device, slots)
+    clocks = [Clock(steps, EFFECTIVE_BATCH) for _ in range(slots)]
+    with tempfile.TemporaryDirectory() as folder:
+        for seed, clock in enumerate(clocks):
+            engine.start(str(seed), Order(_spec(options, seed), Path(folder) / str(seed)), clock)
+        ended: list[Any] = []
+        while len(ended) < slots:
+            ended += engine.step()
+    failed = [result.message for _, result in ended if result.end_reason != "finished"]
+    if failed:
+        raise SystemExit(failed[0])
+    return [clock.losses[-1] for clock in clocks]
+
+
+def _trl(
+    options: argparse.Namespace, batch: int, accumulated: int, checkpointing: bool, steps: list[tuple[float, int]]
+) -> list[float]:
+    """The last loss of the stock trainer."""
+    os.environ["CI"] = "1"  # stock TRL sends no telemetry then
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import PrinterCallback, TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    from mathverify_sweep.training import device
+    from mathverify_sweep.training.batches import training_order
+    from mathverify_sweep.training.material import Library
+
+    spec = _spec(options, 0)
+    material = Library(device.find(options.device)).material(spec)
+    base = material.base
+    table: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
+    for row in training_order(material.train.rows, spec.seed):
+        verdict = base.answers[row.is_correct]
+        table["input_ids"].append([*row.prompt_ids, verdict])
+        table["labels"].append([-100] * len(row.prompt_ids) + [verdict])
+    clock = Clock(steps, EFFECTIVE_BATCH)
+
+    class Steps(TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            clock.step()
+
+    on_cpu = options.device == "cpu"
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = SFTConfig(
+            output_dir=folder,
+            num_train_epochs=1,
+            train_sampling_strategy="sequential",  # the same rows in the same order
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=accumulated,
+            learning_rate=spec.params.learning_rate,
+            lr_scheduler_type="cosine",
+            warmup_steps=spec.params.warmup_steps,
+            bf16=not on_cpu,
+            use_cpu=on_cpu,
+            dataloader_pin_memory=not on_cpu,
+            gradient_checkpointing=checkpointing,
+            max_length=None,
+            logging_steps=1,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+        )
+        lora = LoraConfig(
+            r=spec.params.lora_r,
+            lora_alpha=int(spec.params.alpha),
+            use_rslora=True,
+            target_modules=list(spec.base_model.lora_target_modules),
+            task_type="CAUSAL_LM",
+        )
+        trainer = SFTTrainer(
+            model=base.model,
+            args=arguments,
+            train_dataset=Dataset.from_dict(table),
+            processing_class=base.tokenizer,
+            peft_config=lora,
+            callbacks=[Steps()],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    return [[entry["loss"] for entry in trainer.state.log_history if "loss" in entry][-1]]
+
+
+if __name__ == "__main__":
+    main()
