@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 
 from mathverify_sweep.store.database import connect
 from mathverify_sweep.store.runs import WorkerIdentity
@@ -12,7 +11,7 @@ from mathverify_sweep.study.study import open_study
 from mathverify_sweep.worker.claims import claim
 
 
-def main(url: str, study: str, output: str) -> None:
+def main(url: str, study: str) -> None:
     """Claim, once told to go."""
     database = connect(url)
     identity = WorkerIdentity.of_this_process("cpu", 60.0)
@@ -21,8 +20,9 @@ def main(url: str, study: str, output: str) -> None:
         sys.stdout.write("ready\n")
         sys.stdout.flush()
         sys.stdin.readline()  # all start at once
-        while (claimed := claim(database, handle, identity, Path(output))) is not None:
-            got.append((claimed.claim.run_id, claimed.spec.trial_number, claimed.spec.params.learning_rate))
+        while (claimed := claim(database, handle, identity)) is not None:
+            assert claimed.spec is not None
+            got.append((claimed.run_id, claimed.trial_number, claimed.spec.params.learning_rate))
     json.dump(got, sys.stdout)
 
 

@@ -24,7 +24,7 @@ def test_sixteen_processes_that_ask_at_once_claim_each_of_a_hundred_trials_once(
 ) -> None:
     with Stage(tmp_path, database_url, sweep("once", ENQUEUED)) as stage:
         stage.enqueue(ENQUEUED)
-        command = [sys.executable, str(SCRIPT), database_url, stage.name, str(stage.output)]
+        command = [sys.executable, str(SCRIPT), database_url, stage.name]
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         processes = [subprocess.Popen(command, text=True, **pipes) for _ in range(PROCESSES)]
         for process in processes:
