@@ -61,7 +61,8 @@ def stop(database: Database, study: StudyHandle, now: bool) -> int:
     """Hand out no more runs; with `now` take the running ones back from their workers. How many were taken back."""
     name = study.config.study
     studies.stop(database, name, "stopped by user")
-    running = [run for run in runs.runs(database, name) if now and run.state is RunState.RUNNING]
+    held = [run for run in runs.runs(database, name) if now and run.state is RunState.RUNNING]
+    running = [run for run in held if not runs.release(database, _claim(run))]  # a place without a trial is given up
     result = RunResult(end_reason=EndReason.STOPPED_BY_USER, message="stopped by user")
     ended = sum(runs.finish(database, _claim(run), result, datetime.now(UTC)) for run in running)
     if now:

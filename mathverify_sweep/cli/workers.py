@@ -149,8 +149,10 @@ def run(
     with local.workers(job) as running:
 
         def is_over(report: StatusReport) -> bool:
+            if report.state in ("done", "stopped"):
+                return True
             running.require_alive()
-            return report.state in ("done", "stopped")
+            return False
 
         terminal.watch(database, config.study, is_over, console)
         actions.promote(database, handle, config.promotion.top, None)

@@ -53,8 +53,9 @@ def fingerprint(message: str) -> str:
     return _digest("\n".join([*places, kind[1] if kind else ""]))
 
 
-def repeated_crash(engine: Engine, study_name: str) -> str | None:
-    """Why the study is to be stopped: three trials crashed alike, on two GPUs or on the only one that worked on it.
+def repeated_crash(engine: Engine, study_name: str, message: str) -> str | None:
+    """Why the study is to be stopped after a crash with this message: three trials crashed so, on two GPUs or on the
+    only one that worked on it.
 
     A study that a person has resumed is stopped again by the next crash of that kind.
     """
@@ -67,14 +68,11 @@ def repeated_crash(engine: Engine, study_name: str) -> str | None:
         if len({row.trial_number for row in rows}) < SAME_CRASHES:
             return None
         only_one = len(connection.execute(devices.distinct()).all()) == 1
-    alike: dict[str, list[tuple[int, str, str, str]]] = {}
-    for trial, host, gpu, result in rows:
-        message = _message(result)
-        alike.setdefault(fingerprint(message), []).append((trial, host, gpu, message))
-    for same in alike.values():
-        trials, gpus = {trial for trial, *_ in same}, {(host, gpu) for _, host, gpu, _ in same}
-        if len(trials) >= SAME_CRASHES and (only_one or len(gpus) > 1):
-            return f"{len(trials)} trials crashed alike: {_last_line(same[-1][3])}"
+    kind = fingerprint(message)
+    alike = [(trial, host, gpu) for trial, host, gpu, result in rows if fingerprint(_message(result)) == kind]
+    trials, gpus = {trial for trial, *_ in alike}, {(host, gpu) for _, host, gpu in alike}
+    if len(trials) >= SAME_CRASHES and (only_one or len(gpus) > 1):
+        return f"{len(trials)} trials crashed alike: {_last_line(message)}"
     return None
 
 

@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import logging
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mathverify_sweep.errors import ModelError, TrainingEnded
 from mathverify_sweep.specs import BaseModelSpec, DataSpec, RunResult, RunSpec, Split
 from mathverify_sweep.states import EndReason
 from mathverify_sweep.training import adapters, device
-from mathverify_sweep.training.material import Library
+from mathverify_sweep.training.material import Library, Material
 from mathverify_sweep.training.order import Order
 from mathverify_sweep.training.packed import measure, plan
 from mathverify_sweep.training.packed.model import PackedModel, unsupported
@@ -72,7 +72,7 @@ class PackedEngine:
         try:
             ready = self._made_ready(order.spec)
             material = self._library.material(order.spec)
-            self._slots[run_id] = Slot(order, material, reporter, ready.model, ready.budget)
+            self._slots[run_id] = _slot(order, material, reporter, ready)
             self._new.append(run_id)
         except Exception as error:  # noqa: BLE001 - whatever is wrong with a run ends that run
             self._ended.append((run_id, _ended_at_start(error)))
@@ -176,6 +176,18 @@ class _Ready:
     model: PackedModel
     plan: Plan
     budget: Budget
+
+
+def _slot(order: Order, material: Material, reporter: Reporter, ready: _Ready) -> Slot:
+    try:
+        return Slot(order, material, reporter, ready.model, ready.budget)
+    except Exception as error:
+        if not order.resume_from or device.is_out_of_memory(error):
+            raise
+        # Its files are as they were written, so other versions of the libraries have written them.
+        why = str(error).partition(". ")[0]  # torch goes on with advice that nobody should take
+        log.warning("the checkpoint cannot be gone on from, starting over: %s: %s", type(error).__name__, why)
+        return Slot(replace(order, resume_from=()), material, reporter, ready.model, ready.budget)
 
 
 def _ended_at_start(error: Exception) -> RunResult:

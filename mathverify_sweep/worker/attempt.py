@@ -20,7 +20,7 @@ from mathverify_sweep.worker.retry import next_attempt
 
 @dataclass
 class Attempt:
-    """A claimed run on its way through the engine. `asked_at`: when it last waited for a verdict, while it does."""
+    """A claimed run on its way through the engine. `asked`: the rows seen and the time of the report that waits."""
 
     claim: Claim
     spec: RunSpec

@@ -52,8 +52,8 @@ def main(socket: int, device: str, engine: str, slots: int, tokens: int) -> None
         return
 
 
-class _WorkerGone(Exception):
-    """Nobody is left to tell."""
+class _WorkerGone(BaseException):
+    """Nobody is left to tell. No engine may take it for an error of the run at hand."""
 
 
 class _Worker:
@@ -155,7 +155,9 @@ def _serve(worker: _Worker, device: str, name: str, slots: int | None, tokens: i
     worker.tell(ready)
     worker.tell(Room(free_slots=all_slots))
     while True:
-        while (free := engine.free_slots()) and (start := worker.next_start(wait=free == all_slots)):
+        free = engine.free_slots()
+        # One start, then a step: that is where a run which cannot start says so.
+        if free and (start := worker.next_start(wait=free == all_slots)):
             _begin(engine, start, worker)
             worker.tell(Room(free_slots=engine.free_slots()))
         for run_id, result in engine.step():
@@ -196,8 +198,6 @@ def _begin(engine: Engine, start: Start, worker: _Worker) -> None:
     )
     try:
         engine.start(start.run_id, order, _PipeReporter(worker, start.run_id))
-    except _WorkerGone:
-        raise
     except Exception:  # noqa: BLE001 - whatever is wrong with a run ends that run
         crashed = RunResult(end_reason=EndReason.CRASHED, message=traceback.format_exc(limit=-12))
         _tell_end(worker, start.run_id, crashed)
@@ -212,9 +212,6 @@ def _end_with_parent() -> None:
     """Die with the worker even in the middle of a long computation (Linux; elsewhere at the next message)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    # Ctrl-C and a scheduler's notice go to the whole group; the worker decides.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
 
 
 if __name__ == "__main__":

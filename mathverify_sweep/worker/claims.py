@@ -18,17 +18,19 @@ if TYPE_CHECKING:
     from mathverify_sweep.study.study import StudyHandle
 
 
-def claim(database: Database, study: StudyHandle, identity: WorkerIdentity, output: Path) -> Claimed | None:
+def claim(database: Database, study: StudyHandle, identity: WorkerIdentity) -> Claim | None:
     """A waiting run, or a new trial if the budget allows one; None when there is neither. Raises StorageError."""
     waiting = runs.claim_waiting(database, study.config.study, identity, datetime.now(UTC))
-    found = waiting or _new_trial(database, study, identity)
-    if found is None:
-        return None
-    assert found.spec is not None
-    past = ancestry(database, found, found.spec, output)
-    if past.points:  # what earlier attempts said is this one's too
-        runs.progress(database, found, past.points)
-    return Claimed(found, found.spec, past)
+    return waiting or _new_trial(database, study, identity)
+
+
+def with_its_past(database: Database, claim: Claim, output: Path) -> Claimed:
+    """A claimed run with what it goes on from; what earlier attempts said is this one's too. May be said again."""
+    assert claim.spec is not None
+    past = ancestry(database, claim, claim.spec, output)
+    if past.points:
+        runs.progress(database, claim, past.points)
+    return Claimed(claim, claim.spec, past)
 
 
 def is_idle(database: Database, study: StudyHandle) -> bool:

@@ -66,6 +66,7 @@ class Clerk:
         self._chance = random.Random(identity.worker_id)
         self._held: dict[str, tuple[Claim, float]] = {}
         self._asked_for = 0
+        self._claimed: Claim | None = None
         self._looked_at = self._asked_at = -float("inf")
         self._idle_seconds = IDLE_SECONDS[0]
         self._away_since: float | None = None
@@ -104,13 +105,12 @@ class Clerk:
         self._outbox.append(entry)
         self._wake.set()
 
-    def news(self) -> list[News]:
-        """What has happened since the last call."""
-        found = []
-        while not self._news.empty():
-            os.read(self._bell, 1)
-            found.append(self._news.get())
-        return found
+    def next_news(self) -> News | None:
+        """The oldest thing that has happened and was not yet asked for; None when there is nothing new."""
+        if self._news.empty():
+            return None
+        os.read(self._bell, 1)
+        return self._news.get()
 
     @property
     def file(self) -> Path:
@@ -215,21 +215,23 @@ class Clerk:
     def _claim(self) -> None:
         if self._asked_for == 0 or time.monotonic() - self._asked_at < self._idle_seconds:
             return
-        self._require_trust()
-        while self._asked_for > 0 and not self._closing.is_set():
-            found = claims.claim(self._database, self._study, self._identity, self._options.output)
-            if found is None:
-                self._nothing_to_claim()
-                return
-            claim = found.claim
-            if self._asked_for == 0:  # nobody wants it any more
-                unused = RunResult(end_reason=EndReason.PREEMPTED, message="not started")
-                runs.finish(self._database, claim, unused, _now(), retry=found.spec)
-                return
-            self._held[claim.run_id] = (claim, time.monotonic())
+        if self._claimed is None and not self._is_trusted():
+            return
+        self._claimed = self._claimed or claims.claim(self._database, self._study, self._identity)
+        claim = self._claimed
+        if claim is None:
+            self._nothing_to_claim()
+            return
+        if self._asked_for == 0:  # nobody wants it any more
+            unused = RunResult(end_reason=EndReason.PREEMPTED, message="not started")
+            runs.finish(self._database, claim, unused, _now(), retry=claim.spec)
+        else:
+            self._held.setdefault(claim.run_id, (claim, time.monotonic()))
+            found = claims.with_its_past(self._database, claim, self._options.output)
             self._asked_for -= 1
             self._idle_seconds, self._asked_at = IDLE_SECONDS[0], -float("inf")
             self._tell(found)
+        self._claimed = None
 
     def _nothing_to_claim(self) -> None:
         self._asked_at = time.monotonic()
@@ -239,13 +241,18 @@ class Clerk:
             self._asked_for = 0
             self._tell(Over(done=not stopped))
 
-    def _require_trust(self) -> None:
+    def _is_trusted(self) -> bool:
+        """Whether this worker's GPU may have runs. If not the worker is to end, and hands back by this thread."""
         reason = suspicion.is_quarantined(self._database, self._name, self._identity.host, self._identity.gpu)
-        if reason is not None and not self._options.trust_gpu:
-            raise StudyError(
-                f"{self._identity.gpu} of {self._identity.host} is quarantined: {reason}. "
-                "Look at it (mvsweep doctor), then start the worker with --trust-gpu"
-            )
+        if reason is None or self._options.trust_gpu or studies.get(self._database, self._name).stopped is not None:
+            return True  # a study that is stopped hands out nothing, and says so itself
+        self._asked_for = 0
+        quarantined = StudyError(
+            f"{self._identity.gpu} of {self._identity.host} is quarantined: {reason}. "
+            "Look at it (mvsweep doctor), then start the worker with --trust-gpu"
+        )
+        self._tell(Failed(quarantined))
+        return False
 
     def _rest(self) -> None:
         """Give the connections back: a server has fewer of them than a study may have workers."""
@@ -269,7 +276,7 @@ class Clerk:
     def _pause(self, failures: int) -> float:
         """Longer each time, and by chance, so that workers do not come back as one."""
         longest = min(AWAY_SECONDS[1], self._options.lease_seconds / 4)
-        return min(longest, AWAY_SECONDS[0] * 2.0**failures) * self._chance.uniform(0.5, 1.0)
+        return min(longest, AWAY_SECONDS[0] * 2.0 ** min(failures, 10)) * self._chance.uniform(0.5, 1.0)
 
     def _note_away(self, error: MvsweepError) -> None:
         self._watch = self._new_watch()  # who could not renew meanwhile is not dead

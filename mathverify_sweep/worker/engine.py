@@ -61,6 +61,7 @@ class Engine:
                 stdout=output,
                 stderr=output,
                 pass_fds=[theirs.fileno()],
+                start_new_session=True,  # Ctrl-C and a scheduler's notice are for the worker, which decides
             )
         self._connection = Connection(ours.detach())
 
@@ -99,7 +100,8 @@ class Engine:
         code = self._process.wait()
         cause = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
         tail = self._log.read_bytes()[-_LOG_TAIL_BYTES:].decode(errors="replace").strip()
-        message = f"the engine process ended ({cause}); its log {self._log} ends:\n{tail}"
+        said = f"its log {self._log} ends:\n{tail}" if tail else f"its log {self._log} is empty"
+        message = f"the engine process ended ({cause}); {said}"
         return EngineDied(message, was_killed=-code in (signal.SIGKILL, signal.SIGTERM))
 
 

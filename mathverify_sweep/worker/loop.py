@@ -10,7 +10,7 @@ import logging
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -94,6 +94,7 @@ class Worker:
         self._taken = 0
         self._over: Over | None = None
         self._signal: int | None = None
+        self._is_handing_back = False
 
     def work(self) -> bool:
         """Take runs until there is nothing left to take; whether the asked work is done, not cut short.
@@ -137,7 +138,9 @@ class Worker:
     def _ask_for_runs(self) -> None:
         """One at a time: what the engine has room for is known when it has taken the one before."""
         is_wanted = self._taken != self._options.count and self._over is None and not self._replace_engine
-        if is_wanted and self._room > 0 and not self._is_asking:
+        # A run that has failed before gets no company: it may have been the one that took the others along.
+        is_risky = any(attempt.claim.failures > 0 for attempt in self._attempts.values())
+        if is_wanted and self._room > 0 and not self._is_asking and not is_risky:
             self._is_asking = True
             self._clerk.ask_for_run()
 
@@ -145,10 +148,13 @@ class Worker:
         """Wait for the engine or the clerk, whoever has something to say first."""
         sources: list[Connection | int] = [self._clerk.bell, *([self._engine.connection] if self._engine else [])]
         wait(sources, LISTEN_SECONDS)
-        for news in self._clerk.news():
-            self._hear_clerk(news)
+        self._hear_news()
         while self._engine is not None and (message := self._engine.receive(0)) is not None:
             self._hear_engine(message)
+
+    def _hear_news(self) -> None:
+        while (news := self._clerk.next_news()) is not None:
+            self._hear_clerk(news)
 
     def _hear_clerk(self, news: News) -> None:
         if isinstance(news, Claimed):
@@ -200,7 +206,7 @@ class Worker:
 
     def _await_verdict(self, attempt: Attempt, message: Reported) -> None:
         attempt.asked = (message.rows_seen, time.monotonic())
-        if attempt.spec.stage is not None or self._clerk.is_away or attempt.is_lost:
+        if attempt.spec.stage is not None or self._clerk.is_away or attempt.is_lost or self._is_handing_back:
             self._answer(attempt.claim.run_id, message.rows_seen, Verdict.CONTINUE)
 
     def _answer(self, run_id: str, rows_seen: int, verdict: Verdict) -> None:
@@ -231,7 +237,7 @@ class Worker:
         log.info("%s ended %s%s", attempt.title, result.end_reason, score)
         if result.end_reason is EndReason.CRASHED:
             log.error("%s crashed:\n%s", attempt.title, result.message)
-            self._replace_engine = True
+            self._replace_engine |= attempt.ancestry.problem is None
 
     def _look_at_the_time(self) -> None:
         now = time.monotonic()
@@ -241,15 +247,22 @@ class Worker:
         if self._attempts and now - self._heard_at > self._options.hang_seconds:
             message = f"no progress for {self._options.hang_seconds:g} s"
             self._end_engine()
-            self._end_all(RunResult(end_reason=EndReason.HUNG, message=message))
+            self._end_together(EndReason.HUNG, message)
 
     def _bury_engine(self, died: EngineDied) -> None:
-        """Its runs end with it. Of several, nobody knows which one it was: they are all tried again."""
+        """What it said before it died still counts; the runs that it held end with it."""
         log.error("%s", died)
+        with suppress(EngineDied):
+            while self._engine is not None and (message := self._engine.receive(0)) is not None:
+                with suppress(EngineDied):  # an answer that cannot be sent
+                    self._hear_engine(message)
         self._end_engine()
-        blameless = died.was_killed or len(self._attempts) > 1
-        reason = EndReason.KILLED if blameless else EndReason.CRASHED
-        self._end_all(RunResult(end_reason=reason, message=str(died)))
+        self._end_together(EndReason.KILLED if died.was_killed else EndReason.CRASHED, str(died))
+
+    def _end_together(self, reason: EndReason, message: str) -> None:
+        """Of several runs, nobody knows which one it was: all are tried again, and then alone."""
+        reason = EndReason.KILLED if len(self._attempts) > 1 else reason
+        self._end_all(RunResult(end_reason=reason, message=message))
 
     def _end_all(self, result: RunResult) -> None:
         for run_id in list(self._attempts):
@@ -265,6 +278,7 @@ class Worker:
             self._hand_back(f"signal {self._signal}")
             return False
         while not self._clerk.close(LISTEN_SECONDS):
+            self._hear_news()  # whatever has ended the clerk
             if self._signal is not None:
                 self._hand_back(f"signal {self._signal}")
                 return False
@@ -272,8 +286,9 @@ class Worker:
 
     def _hand_back(self, why: str) -> None:
         """Hand back what is held, with a checkpoint where the engine writes one in time, and tell the database."""
+        self._is_handing_back = True
         self._clerk.ask_for_nothing()
-        for news in self._clerk.news():
+        while (news := self._clerk.next_news()) is not None:
             if isinstance(news, Claimed):
                 self._take(news)
         try:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from mathverify_sweep import paths
 from mathverify_sweep.errors import StudyError
-from mathverify_sweep.states import ENDINGS, EndReason, Verdict
+from mathverify_sweep.specs import RunResult
+from mathverify_sweep.states import EndReason, Verdict
 from mathverify_sweep.store import runs, studies, suspicion
 from mathverify_sweep.store.runs import Point
 from mathverify_sweep.worker.outbox import Entry, Finished, Logged, Reported
@@ -62,8 +63,8 @@ def _say_end(database: Database, study: StudyHandle, output: Path, entry: Finish
         points = runs.points(database, held.run_id)
         study.show(run, points, entry.link, paths.artifacts_folder(output))
         study.tell(held.trial_number, result, held.run_id)
-    if ENDINGS[result.end_reason].is_failure or result.end_reason is EndReason.CRASHED:
-        _suspect(database, study.config.study)
+    if result.end_reason is EndReason.CRASHED:
+        _suspect(database, study.config.study, result)
     return True
 
 
@@ -78,9 +79,9 @@ def _is_ended(database: Database, entry: Finished) -> bool:
     return run.lease_token == entry.held.lease_token and same_result
 
 
-def _suspect(database: Database, name: str) -> None:
-    """After a failure: is it the code, which ends the study?"""
-    reason = suspicion.repeated_crash(database, name)
+def _suspect(database: Database, name: str, result: RunResult) -> None:
+    """After a crash: is it the code, which ends the study?"""
+    reason = suspicion.repeated_crash(database, name, result.message)
     if reason is not None and studies.get(database, name).stopped is None:
         studies.stop(database, name, reason)
         log.error("study %s stopped: %s", name, reason)

@@ -46,6 +46,7 @@ class Hall:
         self._engine, self._spec, self._now = engine, spec, NOW
         studies.create(engine, StudyRecord("s", "{}", "f", None, None, NOW))
         self._trials = 0
+        self._last = ""
 
     def ends(self, gpu: str, reason: EndReason, message: str = SHAPES, attempts: int = 1) -> None:
         """A new trial that ends so, on `gpu` of a host of the same name."""
@@ -56,6 +57,7 @@ class Hall:
         assert runs.attach(self._engine, place, self._trials, spec)
         self._trials += 1
         claim: runs.Claim | None = place
+        self._last = message
         for attempt in range(attempts):
             assert claim is not None
             self._now += timedelta(seconds=1)
@@ -69,7 +71,8 @@ class Hall:
         return is_quarantined(self._engine, "s", f"host-{gpu}", gpu)
 
     def crash(self) -> str | None:
-        return repeated_crash(self._engine, "s")
+        """What is to be said of the crash that came last."""
+        return repeated_crash(self._engine, "s", self._last)
 
 
 @pytest.fixture
