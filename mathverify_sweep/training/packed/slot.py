@@ -9,6 +9,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -61,13 +62,13 @@ class Slot:
             self._optimizer.restore(torch.load(resumed.folder / _OPTIMIZER, weights_only=True))
         self._begin_batch()
 
-    @property
+    @cached_property
     def tokens(self) -> int:
         """How much of a pass the run can take before it has to take a step, on average."""
         rows = self._spec.params.effective_batch_size
         return rows * sum(len(row.prompt_ids) for row in self._rows) // len(self._rows)
 
-    @property
+    @cached_property
     def longest(self) -> int:
         """Tokens of the longest row: no budget can be smaller."""
         return max(len(row.prompt_ids) for row in self._rows)

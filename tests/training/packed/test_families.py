@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
+    Gemma3Config,
     Gemma3TextConfig,
     GPT2Config,
     LlamaConfig,
@@ -30,6 +31,7 @@ from mathverify_sweep.training.material import Library
 from mathverify_sweep.training.packed import attention, model, plan
 from mathverify_sweep.training.packed.model import PackedModel, unsupported
 from mathverify_sweep.training.packed.stream import Share, cut
+from mathverify_sweep.training.reference import ReferenceEngine
 from tests.training.packed.company import adapter_of, largest_difference
 from tests.training.tiny_fixture import Place, Recorder, trained
 
@@ -169,6 +171,18 @@ def test_peft_reads_what_the_engine_saved_as_the_engine_does(
             odds.append((logits[true_id] - logits[false_id]).item())
     assert result.log_odds == pytest.approx(odds, abs=1e-5)
     assert len(dataset.load(spec.data).validation) == len(odds)
+
+
+def test_the_text_half_of_a_gemma_that_sees_is_packed(place: Place, tmp_path: Path) -> None:
+    text = {**SIZES, "head_dim": 16, "sliding_window": 12, "query_pre_attn_scalar": 8}
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = Gemma3Config(text_config=text, vision_config={**vision, "image_size": 28, "patch_size": 14})
+    spec = place.spec(base_model={"name": str(write(config, place, tmp_path / "model"))}, train_rows=24)
+    ours, theirs = Recorder(), Recorder()
+    result = trained(PackedEngine("cpu"), spec, tmp_path / "packed", ours)
+    expected = trained(ReferenceEngine("cpu"), spec, tmp_path / "reference", theirs)
+    assert ours.losses == pytest.approx(theirs.losses, abs=1e-5)
+    assert result.log_odds == pytest.approx(expected.log_odds, abs=1e-4)
 
 
 def test_logits_in_pieces_are_the_same_logits(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
