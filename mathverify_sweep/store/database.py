@@ -65,9 +65,10 @@ def passing_engine(dialect: str) -> dict[str, Any]:
 def rest(engine: Engine) -> None:
     """Hold no connection to a server until one is needed again: a worker mostly waits. A SQLite file stays open.
 
-    To be said while no transaction of this engine is open.
+    Does nothing while another thread is in a transaction: its connection would outlive the pool that is closed here.
     """
-    if engine.dialect.name != "sqlite":
+    pool = engine.pool
+    if engine.dialect.name != "sqlite" and not (isinstance(pool, sa.QueuePool) and pool.checkedout()):
         engine.dispose()
 
 

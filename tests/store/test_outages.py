@@ -228,6 +228,16 @@ def test_one_connection_serves_us_and_optuna_and_none_while_at_rest(server: OwnS
     assert handle.ask() is not None
 
 
+def test_resting_leaves_a_transaction_of_another_thread_alone(server: OwnServer) -> None:
+    engine = connect(server.url)
+    with transaction(engine) as connection:
+        rest(engine)
+        assert connection.exec_driver_sql("SELECT 1").scalar() == 1
+    assert server.connections() == 1
+    rest(engine)
+    assert server.connections() == 0
+
+
 @pytest.fixture
 def sqlite(tmp_path: Path, migrated_sqlite: bytes) -> Iterator[Engine]:
     """A SQLite file with our tables."""
