@@ -142,6 +142,7 @@ def _shape(module: Linear4bit) -> torch.Size:
 
 def _free_bytes(device: torch.device) -> int:
     if device.type == "cpu":
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        # Of what the machine has, half: how much of it is free changes by the minute, and a plan should not.
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     free, _total = torch.cuda.mem_get_info(device)
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
