@@ -31,7 +31,6 @@ test: $(VENV)/dev.stamp  ## the tests that take seconds, on SQLite and on Postgr
 
 test-long: $(VENV)/dev.stamp  ## the tests that take minutes: the quickstart, the wheel, the images' install steps
 	@$(PYTEST) -m "slow and not gpu"
-	@$(MAKE) --no-print-directory test-faults
 
 test-faults: $(VENV)/dev.stamp  ## faults that take their time: ten minutes without a database, 120 workers (15 minutes)
 	@$(PYTEST) -m "faults" -n 4 --dist worksteal
