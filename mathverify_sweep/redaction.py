@@ -15,9 +15,12 @@ _SHORTEST = 6
 """Characters of the shortest secret that is looked for outside of URLs: a shorter one is in every other word."""
 _NAMES = re.compile(r"(?i)(api_?key|access_?key|secret|token|passw|credential)")
 _NO_SECRETS = re.compile(r"(?i)(_file|_path|_dir|_budget|tokenizers\w*)$")
-_IN_A_URL = re.compile(r"([A-Za-z][\w+.-]*://[^\s:/@'\"]*):([^\s/'\"]*)@")
-_TOKEN_IN_A_URL = re.compile(r"([A-Za-z][\w+.-]*://)[^\s:/@'\"]{6,}@")
-_NAMED = re.compile(r"(?i)(\b\w*(?:passw(?:or)?d|api_?key|secret|token)['\"]?\s*[=:]\s*['\"]?)([^\s'\"&,;)}]{6,})")
+# Every repetition has a bound: without, a message of millions of letters takes hours.
+_IN_A_URL = re.compile(r"([A-Za-z][\w+.-]{0,30}://[^\s:/@'\"]{0,200}):([^\s/'\"]{0,500})@")
+_TOKEN_IN_A_URL = re.compile(r"([A-Za-z][\w+.-]{0,30}://)[^\s:/@'\"]{6,500}@")
+_NAMED = re.compile(
+    r"(?i)((?:passw(?:or)?d|api_?key|secret|token)['\"]?\s{0,3}[=:]\s{0,3}['\"]?)([^\s'\"&,;)}]{6,500})"
+)
 _remembered: set[str] = set()
 
 
