@@ -15,7 +15,6 @@ QUICK = {
     ("frozen", "postgresql"),
     ("hang", "sqlite"),
     ("lock", "postgresql"),
-    ("outage", "postgresql"),
     ("disk", "sqlite"),
     ("endings", "sqlite"),
     ("crashes", "postgresql"),

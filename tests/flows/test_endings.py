@@ -16,7 +16,9 @@ from mathverify_sweep.store.database import connect
 from mathverify_sweep.store.runs import Point, WorkerIdentity
 from tests.flows.commands import SWEEP, Shell, ended
 
-ONE_LONG_TRIAL = SWEEP.replace("train_rows: 256", "train_rows: 1_000").replace("trials: 4", "trials: 1")
+ONE_LONG_TRIAL = SWEEP.replace(
+    "generated_rows: 1_500, train_rows: 256", "generated_rows: 3_000, train_rows: 2_000"
+).replace("trials: 4", "trials: 1")
 
 
 @pytest.fixture
@@ -39,7 +41,7 @@ def test_a_killed_workers_trial_goes_on_from_its_checkpoint_with_the_next_one(sh
     assert (first.end_reason, second.end_reason) == (EndReason.LEASE_EXPIRED, EndReason.FINISHED)
     assert second.result is not None
     assert second.result.resumed_from_rows > 0
-    assert second.result.rows_seen == 1_000
+    assert second.result.rows_seen == 2_000
     rows = [point.rows_seen for point in second.points]
     assert min(rows) < second.result.resumed_from_rows, "what the first attempt said is kept"
     (trial,) = shell.status().trials

@@ -94,7 +94,7 @@ def test_a_models_own_code_is_never_run(place: Place, tmp_path: Path) -> None:
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "code.py").write_text("raise SystemExit('this must not run')")
-    with pytest.raises(ModelError, match="contains custom code"):
+    with pytest.raises(ModelError, match="wants to run Python code"):
         base.load(BaseModelSpec(name=str(tmp_path)), CPU)
 
 
