@@ -1,15 +1,18 @@
 """This host and its processes: who a process is, so that a later look can tell whether that very process still lives.
 
 A pid alone is given again to others, and in containers to several at once. Read from /proc: on systems without it the
-answers are None, "cannot be told". Starts and ends nothing.
+answers are None, "cannot be told".
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+_PR_SET_PDEATHSIG = 1
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _PID_NAMESPACE = Path("/proc/self/ns/pid")
 
@@ -45,6 +48,12 @@ def lives(pid: int, start: int) -> bool | None:
         return None
     state, began = found
     return began == start and state not in ("Z", "X")  # a zombie waits for its parent, and does nothing any more
+
+
+def end_with_parent(number: int) -> None:
+    """Have this process sent signal `number` when its parent dies (Linux; elsewhere nothing happens)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
 
 
 def job_id(environment: Mapping[str, str]) -> str | None:

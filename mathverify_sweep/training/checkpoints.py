@@ -17,7 +17,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -35,6 +35,16 @@ KEPT = 2
 
 _FORMAT = 1
 _MANIFEST = "manifest.json"
+
+
+def start_over(order: Order, error: Exception) -> Order:
+    """The order without its checkpoints, one of which the engine could not go on from.
+
+    Its files are as they were written, so other versions of the libraries have written them.
+    """
+    why = str(error).partition(". ")[0]  # torch goes on with advice that nobody should take
+    log.warning("the checkpoint cannot be gone on from, starting over: %s: %s", type(error).__name__, why)
+    return replace(order, resume_from=())
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import logging
 import traceback
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from mathverify_sweep.errors import ModelError, TrainingEnded
 from mathverify_sweep.specs import BaseModelSpec, DataSpec, RunResult, RunSpec, Split
 from mathverify_sweep.states import EndReason
 from mathverify_sweep.training import adapters, device
+from mathverify_sweep.training.checkpoints import start_over
 from mathverify_sweep.training.material import Library, Material
 from mathverify_sweep.training.order import Order
 from mathverify_sweep.training.packed import measure, plan
@@ -184,10 +185,7 @@ def _slot(order: Order, material: Material, reporter: Reporter, ready: _Ready) -
     except Exception as error:
         if not order.resume_from or device.is_out_of_memory(error):
             raise
-        # Its files are as they were written, so other versions of the libraries have written them.
-        why = str(error).partition(". ")[0]  # torch goes on with advice that nobody should take
-        log.warning("the checkpoint cannot be gone on from, starting over: %s: %s", type(error).__name__, why)
-        return Slot(replace(order, resume_from=()), material, reporter, ready.model, ready.budget)
+        return Slot(start_over(order, error), material, reporter, ready.model, ready.budget)
 
 
 def _ended_at_start(error: Exception) -> RunResult:

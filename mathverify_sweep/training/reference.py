@@ -5,10 +5,8 @@ The base model, the data and the encoded rows stay loaded from run to run. Howev
 
 from __future__ import annotations
 
-import logging
 import traceback
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from mathverify_sweep.paths import adapter_folder
@@ -16,15 +14,13 @@ from mathverify_sweep.specs import DataSpec, RunResult, RunSpec, Split
 from mathverify_sweep.states import EndReason
 from mathverify_sweep.training import adapters, base, device
 from mathverify_sweep.training.batches import training_order
-from mathverify_sweep.training.checkpoints import Checkpoints
+from mathverify_sweep.training.checkpoints import Checkpoints, start_over
 from mathverify_sweep.training.course import Course
 from mathverify_sweep.training.evaluate import log_odds
 from mathverify_sweep.training.material import Library, Material
 from mathverify_sweep.training.order import Order
 from mathverify_sweep.training.reporter import Reporter
 from mathverify_sweep.training.trainer import Epoch, train
-
-log = logging.getLogger(__name__)
 
 
 class ReferenceEngine:
@@ -80,10 +76,7 @@ class ReferenceEngine:
         except Exception as error:  # noqa: BLE001 - whatever is wrong with a run ends that run
             ending = course.ended_by(error)
             if ending.end_reason is EndReason.CRASHED and course.is_stuck:
-                # Its files are as they were written, so other versions of the libraries have written them.
-                why = str(error).partition(". ")[0]  # torch goes on with advice that nobody should take
-                log.warning("the checkpoint cannot be gone on from, starting over: %s: %s", type(error).__name__, why)
-                return self._trained(replace(order, resume_from=()), material, reporter)
+                return self._trained(start_over(order, error), material, reporter)
         peak = device.peak_memory(self.device)
         device.free_memory(self.device)
         return ending.model_copy(update={"peak_memory_bytes": peak})

@@ -6,7 +6,6 @@ its worker.
 
 from __future__ import annotations
 
-import ctypes
 import signal
 import sys
 import time
@@ -15,7 +14,7 @@ from collections import deque
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from mathverify_sweep import redaction
+from mathverify_sweep import processes, redaction
 from mathverify_sweep.errors import ModelError, MvsweepError
 from mathverify_sweep.specs import RunResult
 from mathverify_sweep.states import EndReason, Verdict
@@ -37,14 +36,13 @@ from mathverify_sweep.worker.messages import (
     ToEngine,
 )
 
-_PR_SET_PDEATHSIG = 1
 STEPPED_SECONDS = 5.0
 """How often the worker hears that steps are taken, at most."""
 
 
 def main(socket: int, device: str, engine: str, slots: int, tokens: int) -> None:
     """Serve one worker until it hangs up. 0 slots or tokens: as many as the engine finds right."""
-    _end_with_parent()
+    processes.end_with_parent(signal.SIGKILL)  # even in the middle of a long computation
     redaction.mask_logs()
     try:
         _serve(_Worker(Connection(socket)), device, engine, slots or None, tokens or None)
@@ -206,12 +204,6 @@ def _begin(engine: Engine, start: Start, worker: _Worker) -> None:
 def _tell_end(worker: _Worker, run_id: str, result: RunResult) -> None:
     worker.forget(run_id)
     worker.tell(Ended(run_id=run_id, result=result))
-
-
-def _end_with_parent() -> None:
-    """Die with the worker even in the middle of a long computation (Linux; elsewhere at the next message)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 if __name__ == "__main__":

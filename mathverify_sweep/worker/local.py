@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -10,13 +9,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from mathverify_sweep import paths
 from mathverify_sweep.errors import StudyError
+from mathverify_sweep.processes import end_with_parent
 from mathverify_sweep.worker import devices
 
-_PR_SET_PDEATHSIG = 1
 _LOG_TAIL_LINES = 12
 
 
@@ -76,13 +76,8 @@ def _start(job: Job, log: Path, gpu: int | None) -> subprocess.Popen[bytes]:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            preexec_fn=_end_with_parent,
+            preexec_fn=partial(end_with_parent, signal.SIGTERM),
         )
-
-
-def _end_with_parent() -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:

@@ -221,9 +221,7 @@ class Worker:
         attempt = self._attempts.get(run_id)
         if attempt is not None:
             attempt.is_lost = True
-            if attempt.asked is not None:
-                self._answer(run_id, attempt.asked[0], Verdict.CONTINUE)
-            self._interrupt(run_id, EndReason.LEASE_EXPIRED)
+            self._interrupt(attempt, EndReason.LEASE_EXPIRED)
 
     def _end(self, run_id: str, result: RunResult) -> None:
         """A run has ended: in its row, in Optuna and in W&B. One whose lease was lost leaves a late result at most."""
@@ -268,7 +266,11 @@ class Worker:
         for run_id in list(self._attempts):
             self._end(run_id, result)
 
-    def _interrupt(self, run_id: str, reason: EndReason) -> None:
+    def _interrupt(self, attempt: Attempt, reason: EndReason) -> None:
+        """An engine that waits for a verdict would not hear of it."""
+        run_id = attempt.claim.run_id
+        if attempt.asked is not None:
+            self._answer(run_id, attempt.asked[0], Verdict.CONTINUE)
         if self._engine is not None:
             self._engine.send(Interrupt(run_id=run_id, reason=reason))
 
@@ -302,10 +304,8 @@ class Worker:
 
     def _have_checkpoints_written(self) -> None:
         deadline = time.monotonic() + HAND_BACK_SECONDS
-        for run_id, attempt in self._attempts.items():
-            if attempt.asked is not None:
-                self._answer(run_id, attempt.asked[0], Verdict.CONTINUE)
-            self._interrupt(run_id, EndReason.PREEMPTED)
+        for attempt in self._attempts.values():
+            self._interrupt(attempt, EndReason.PREEMPTED)
         while self._attempts and self._engine is not None and time.monotonic() < deadline:
             if (message := self._engine.receive(LISTEN_SECONDS)) is not None:
                 self._hear_engine(message)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from mathverify_sweep.chaos.stage import Stage, sweep
 from mathverify_sweep.states import RunState
+from tests.at_once import answers_of
 
 ENQUEUED = 100
 PROCESSES = 16
@@ -24,21 +21,8 @@ def test_sixteen_processes_that_ask_at_once_claim_each_of_a_hundred_trials_once(
 ) -> None:
     with Stage(tmp_path, database_url, sweep("once", ENQUEUED)) as stage:
         stage.enqueue(ENQUEUED)
-        command = [sys.executable, str(SCRIPT), database_url, stage.name]
-        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        processes = [subprocess.Popen(command, text=True, **pipes) for _ in range(PROCESSES)]
-        for process in processes:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
-        got = []
-        for process in processes:
-            assert process.stdin is not None
-            process.stdin.write("go\n")
-            process.stdin.flush()
-        for process in processes:
-            out, err = process.communicate(timeout=120)
-            assert (process.returncode, err) == (0, "")
-            got += json.loads(out)
+        answers = answers_of(PROCESSES, SCRIPT, database_url, stage.name)
+        got = [claimed for each in answers for claimed in each]
         trials = stage.trials()
     assert sorted(number for _run_id, number, _rate in got) == list(range(ENQUEUED))
     assert len({run_id for run_id, _number, _rate in got}) == ENQUEUED

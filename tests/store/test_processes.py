@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import optuna
 from sqlalchemy.engine import Engine
@@ -15,35 +11,17 @@ from sqlalchemy.engine import Engine
 from mathverify_sweep.specs import RunSpec
 from mathverify_sweep.store import runs, studies
 from mathverify_sweep.store.database import prepare_sqlite
+from tests.at_once import answers_of
 
+HERE = Path(__file__).parent
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-
-
-def answers_of(processes: int, script: str, *arguments: str) -> list[Any]:
-    """What the scripts said, having started at once."""
-    command = [sys.executable, str(Path(__file__).parent / script), *arguments]
-    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    started = [subprocess.Popen(command, text=True, **pipes) for _ in range(processes)]
-    for process in started:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-    said = []
-    for process in started:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    for process in started:
-        out, err = process.communicate(timeout=120)
-        assert (process.returncode, err) == (0, "")
-        said.append(json.loads(out))
-    return said
 
 
 def test_two_workers_split_a_study_exactly(engine: Engine, spec: RunSpec) -> None:
     studies.create(engine, studies.StudyRecord("s", "{}", "f", None, None, NOW))
     queued = [runs.enqueue(engine, spec.model_copy(update={"trial_number": n, "stage": 1}), NOW) for n in range(20)]
     url = engine.url.render_as_string(hide_password=False)
-    ann, bob = answers_of(2, "claiming_worker.py", url, spec.model_dump_json())
+    ann, bob = answers_of(2, HERE / "claiming_worker.py", url, spec.model_dump_json())
     assert sorted(ann["claimed"] + bob["claimed"]) == sorted(queued)
     assert len(set(ann["reserved"] + bob["reserved"])) == len(ann["reserved"] + bob["reserved"]) == 20
     trials = [run for run in runs.runs(engine, "s") if run.stage is None]
@@ -58,5 +36,5 @@ def test_optunas_queue_on_sqlite_hands_out_each_trial_once(tmp_path: Path) -> No
     for x in range(100):
         study.enqueue_trial({"x": x})
     storage.engine.dispose()
-    got = answers_of(8, "asking_worker.py", url)
+    got = answers_of(8, HERE / "asking_worker.py", url)
     assert sorted(x for each in got for x in each) == list(range(100))

@@ -20,11 +20,6 @@ from tests.training.tiny_fixture import Place, Recorder, crash, trained, write_m
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    return Place(tmp_path_factory.mktemp("tiny"))
-
-
 def layer_types(loaded: base.BaseModel) -> set[type]:
     return {type(m) for name, m in loaded.model.named_modules() if name.endswith("_proj")}
 

@@ -18,11 +18,6 @@ from tests.training.tiny_fixture import Place
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    return Place(tmp_path_factory.mktemp("tiny"))
-
-
 def one_at_a_time(loaded: base.BaseModel, encoded: Encoded) -> list[float]:
     false_id, true_id = loaded.answers
     plain = AutoModelForCausalLM.from_pretrained(loaded.spec.name, dtype=torch.float32, attn_implementation="eager")

@@ -21,11 +21,6 @@ from mathverify_sweep.training.reference import ReferenceEngine
 from tests.training.tiny_fixture import Place, Recorder, trained
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    return Place(tmp_path_factory.mktemp("tiny"))
-
-
 def stock_run(spec: RunSpec, folder: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
     """SFTTrainer as it comes: 4 x 2 rows a step, labels where the loss is wanted, PEFT by its own argument."""
     tokenizer = AutoTokenizer.from_pretrained(spec.base_model.name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,19 +29,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "paged_adamw_8bit": {"lr_scheduler_type": "constant_with_warmup", "lora_r": 64, "warmup_steps": 4},
     "lion_8bit": {"lr_scheduler_type": "warmup_stable_decay", "lora_r": 64, "lr_decay_share": 0.6},
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    return Place(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,19 +16,6 @@ from mathverify_sweep.training.order import Order
 from mathverify_sweep.training.packed import plan
 from tests.training.packed.company import Numbers, adapter_of, largest_difference, numbers, together
 from tests.training.tiny_fixture import Place, Recorder
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    return Place(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")

@@ -29,11 +29,6 @@ from tests.training.tiny_fixture import Place
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    return Place(tmp_path_factory.mktemp("tiny"))
-
-
 def rows(*lengths: int) -> list[EncodedRow]:
     return [EncodedRow(tuple(range(length)), i % 2 == 0, i) for i, length in enumerate(lengths)]
 
