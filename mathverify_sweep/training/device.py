@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import resource
 
 import torch
@@ -20,7 +21,11 @@ def find(name: str) -> torch.device:
             f"an engine must see one GPU, its cuda:0; it sees {torch.cuda.device_count()} and was given {name}. "
             "Set CUDA_VISIBLE_DEVICES to that GPU"
         )
-    return torch.device("cpu") if device.type == "cpu" else torch.device("cuda", 0)
+    if device.type == "cpu":
+        return device
+    # Read when CUDA starts: passes are of all sizes, and pieces of fixed places would not fit the next one.
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    return torch.device("cuda", 0)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

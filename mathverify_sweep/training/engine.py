@@ -18,6 +18,8 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from mathverify_sweep.errors import ModelError, TrainingEnded
 from mathverify_sweep.specs import BaseModelSpec, DataSpec, RunResult, RunSpec, Split
 from mathverify_sweep.states import EndReason
@@ -118,15 +120,19 @@ class PackedEngine:
     def _pass(self, run_ids: list[str]) -> None:
         """Forward and backward for the micro-batches that are next in these runs, then their steps."""
         assert self._ready is not None
-        by_rank = sorted(run_ids, key=lambda run_id: self._slots[run_id].padded_rank)
+        shares = [self._slots[run_id].share() for run_id in run_ids]
         try:
-            losses = self._ready.model.train([self._slots[run_id].share() for run_id in by_rank])
+            losses = self._ready.model.train(shares)
+            told = {run_id: self._slots[run_id].add(loss) for run_id, loss in zip(run_ids, losses, strict=True)}
+            due = {run_id: facts for run_id, facts in told.items() if facts is not None}
+            # The one place where a pass waits for the device.
+            facts = torch.stack(list(due.values())).tolist() if due else []
         except Exception as error:  # noqa: BLE001 - whatever is wrong with a run ends that run
-            self._redo(by_rank, error)
+            self._redo(run_ids, error)
             return
-        self._alone.difference_update(by_rank)
-        for run_id, loss in zip(by_rank, losses, strict=True):
-            self._leave_if_ended(run_id, self._slots[run_id].trained(loss))
+        self._alone.difference_update(run_ids)
+        for run_id, (loss, norm) in zip(due, facts, strict=True):
+            self._leave_if_ended(run_id, self._slots[run_id].step(loss, norm))
 
     def _redo(self, run_ids: list[str], error: Exception) -> None:
         """A pass has failed. Smaller when memory is short, else one by one to see whose fault it is."""

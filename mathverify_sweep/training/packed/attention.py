@@ -8,6 +8,7 @@ rows of like length are padded to rectangles, of one share each, so that a run's
 from __future__ import annotations
 
 from functools import lru_cache
+from inspect import signature
 from typing import Any
 
 import torch
@@ -46,14 +47,15 @@ AttentionInterface.register(NAME, attend)
 def _over_rows(query: Tensor, key: Tensor, value: Tensor, stream: Stream, scaling: float, window: int | None) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn  # not there in every build of PyTorch for CPUs
 
-    heads, size = query.shape[1], query.shape[3]
+    size = query.shape[3]
     if scaling != size**-0.5:  # the kernel's own
         query = query * (scaling * size**0.5)
-    # PyTorch 2.11 has no grouped heads here.
-    q, k, v = (_as_many_heads(tensor, heads).squeeze(0).transpose(0, 1).contiguous() for tensor in (query, key, value))
+    q, k, v = (tensor.squeeze(0).transpose(0, 1).contiguous() for tensor in (query, key, value))
     longest = max(stream.lengths)
     behind = -1 if window is None or window >= longest else window - 1
-    attended = varlen_attn(q, k, v, stream.ends, stream.ends, longest, longest, window_size=(behind, 0))
+    # The kernel of PyTorch 2.11 takes fewer heads of keys than of queries without being told.
+    told = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
+    attended = varlen_attn(q, k, v, stream.ends, stream.ends, longest, longest, window_size=(behind, 0), **told)
     assert isinstance(attended, Tensor)
     return attended.unsqueeze(0)
 

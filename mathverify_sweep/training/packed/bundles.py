@@ -1,69 +1,66 @@
-"""Which runs of a pass share their adapters' matmuls: each run alone, or neighbours of one padded rank together."""
+"""How the adapters of a pass are applied: one run's by plain matmuls, those of several by grouped ones."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Protocol
 
 from mathverify_sweep.training.packed.grouped import ManyRuns, Rows, Stack
-from mathverify_sweep.training.packed.layers import Adapter, OneRun
-from mathverify_sweep.training.packed.stream import Span, Stream
-from mathverify_sweep.training.packed.weights import Weights
+from mathverify_sweep.training.packed.layers import Adapters, Layers, OneRun
+from mathverify_sweep.training.packed.stream import Share, Stream
+from mathverify_sweep.training.packed.weights import Views
 
 
 class Bundle(Protocol):
-    """One or more runs of a pass."""
+    """The runs of a pass."""
 
-    def adapter(self, layer: str, number: int, *, behind: bool) -> Adapter | None:
-        """Theirs on a layer, which stands behind the last attention or not; None when it has none."""
+    def adapters(self, layers: Layers) -> Adapters | None:
+        """Theirs on layers that read the same rows; None when those have none."""
 
     def hand_back(self) -> None:
         """After a pass and its backward: the gradients to the runs."""
 
 
-def bundles(stream: Stream, *, grouped: bool) -> list[Bundle]:
-    """Every run of the stream that has an adapter is in one of them."""
-    both = zip(stream.token_spans, stream.read_spans, strict=True)
-    runs = [_One(span.share.weights, span, read) for span, read in both if span.share.weights is not None]
-    if not grouped:
-        return list(runs)
-    return [_together(list(alike), stream) for _, alike in groupby(runs, key=lambda run: run.weights.padded_rank)]
+def bundle(stream: Stream) -> Bundle | None:
+    """Of the stream's runs; None when the base alone reads it."""
+    weights = [share.weights for share in stream.shares if share.weights is not None]
+    if not weights:
+        return None
+    if len(stream.shares) == 1:
+        return _One(stream.shares[0])
+    tokens, read = (Rows(spans, stream.device) for spans in (stream.token_spans, stream.read_spans))
+    return _Several(Stack(weights), tokens, read)
 
 
 @dataclass(frozen=True)
 class _One:
-    weights: Weights
-    tokens: Span
-    read: Span
+    share: Share
 
-    def adapter(self, layer: str, number: int, *, behind: bool) -> Adapter | None:
-        views = self.weights.views.get(layer)
-        return None if views is None else OneRun(self.weights, views, self.read if behind else self.tokens, number)
+    def adapters(self, layers: Layers) -> Adapters | None:
+        weights = self.share.weights
+        assert weights is not None
+        views = next((weights.views[name] for name in layers.names if name in weights.views), None)
+        return None if views is None else OneRun(self.share, weights.scale, views, _numbers(layers, views))
 
     def hand_back(self) -> None:
         """Nothing: its gradients are where they belong."""
 
 
-def _together(runs: Sequence[_One], stream: Stream) -> Bundle:
-    if len(runs) == 1:
-        return runs[0]
-    tokens = Rows([run.tokens for run in runs], stream.device)
-    read = Rows([run.read for run in runs], stream.device)
-    return _Several(Stack([run.weights for run in runs]), runs[0].weights, tokens, read)
-
-
 @dataclass(frozen=True)
 class _Several:
     stack: Stack
-    first: Weights
     tokens: Rows
     read: Rows
 
-    def adapter(self, layer: str, number: int, *, behind: bool) -> Adapter | None:
-        pair = self.first.pairs.get(layer)
-        return None if pair is None else ManyRuns(self.stack, pair, self.read if behind else self.tokens, number)
+    def adapters(self, layers: Layers) -> Adapters | None:
+        views = next((views for name in layers.names if (views := self.stack.views(name))), None)
+        rows = self.read if layers.behind else self.tokens
+        return None if views is None else ManyRuns(views, rows, _numbers(layers, views))
 
     def hand_back(self) -> None:
         self.stack.hand_back()
+
+
+def _numbers(layers: Layers, views: Views) -> tuple[int, ...]:
+    """Of the layers with adapters."""
+    return tuple(number for name, number in zip(layers.names, layers.numbers, strict=True) if name in views.layers)

@@ -1,7 +1,8 @@
 """A base model's linear layers, taught to apply each run's own adapter to that run's rows.
 
-W x of all rows in one matmul, then scale * B (A x) of each run for its own rows only. Gradients go straight into the
-runs' `Weights`, so autograd sees one node per layer, and W, which is frozen, gets none.
+Layers that read the same rows are one: A x of all of them is one matmul, and so is its way back. What adapters add,
+scale * B (A x), is written first and W x added onto it within the base's own matmul, which has to write the result
+anyway. Gradients go straight into the runs' `Weights`, so autograd sees one node, and W, which is frozen, gets none.
 """
 
 from __future__ import annotations
@@ -14,58 +15,107 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mathverify_sweep.training.packed.stream import Span
-from mathverify_sweep.training.packed.weights import Views, Weights
+from mathverify_sweep.training.packed.stream import Share
+from mathverify_sweep.training.packed.weights import Views
 
 
-class Adapter(Protocol):
-    """What one or more runs add to a layer, on neighbouring rows of a pass."""
+class Adapters(Protocol):
+    """What the runs of a pass add to layers that read the same rows. `at` counts those layers that have adapters."""
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Adds scale * B (A x) to `y` (rows, out); gives what `backward` wants back."""
+    @property
+    def layers(self) -> Sequence[str]:
+        """The names of those."""
 
-    def merged(self, weight: Tensor, rows: int) -> Tensor | None:
-        """A copy of the weight with scale * B A on it; None unless all these rows are one run's."""
+    def low(self, x: Tensor) -> Tensor:
+        """A x of each layer, side by side: (rows, layers * rank). `backward` wants it back."""
 
-    def backward(self, x: Tensor, kept: Tensor, gradient: Tensor, x_gradient: Tensor | None) -> None:
-        """From the gradient of `y`: adds to those of the adapters, and to that of `x` where one is wanted."""
+    def high(self, low: Tensor, at: int) -> Tensor:
+        """scale * B (A x) of one layer: (rows, out)."""
+
+    def merged(self, weight: Tensor, at: int) -> Tensor | None:
+        """A copy of the weight with scale * B A on it; None unless all rows are one run's."""
+
+    def backward(self, x: Tensor, low: Tensor, gradients: Sequence[Tensor], *, wants_x: bool) -> Tensor | None:
+        """From the gradients of what the layers give: adds to those of the adapters; gives their part of that of x."""
 
 
 @dataclass(frozen=True)
-class Layer:
-    """A linear layer of the base, called in place of its own `forward`.
+class Layers:
+    """Linear layers of the base that read the same rows.
 
-    `weight` gives (out, in) in the dtype of the matmuls; `adapters` gives those of the pass at hand; `anchor` is a
-    number that requires a gradient.
+    `numbers` tell layers apart where random numbers are drawn; `weights` give (out, in) in the dtype of the matmuls;
+    `adapters` gives those of the pass at hand; `anchor` is a number that requires a gradient. `behind`: they stand
+    behind the last attention.
     """
 
-    weight: Callable[[], Tensor]
-    bias: Tensor | None
-    adapters: Callable[[], Sequence[Adapter]]
+    names: tuple[str, ...]
+    numbers: tuple[int, ...]
+    weights: Sequence[Callable[[], Tensor]]
+    biases: Sequence[Tensor | None]
+    behind: bool
+    adapters: Callable[[Layers], Adapters | None]
     anchor: Tensor
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """(1, rows, in) to (1, rows, out)."""
+    def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
+        """(1, rows, in) to (1, rows, out) of each."""
         rows = x.squeeze(0)
+        adapters = self.adapters(self)
         if torch.is_grad_enabled():
-            y: Tensor = _Linear.apply(rows, self.anchor, self)  # type: ignore[no-untyped-call]
+            ys: Sequence[Tensor] = _Linear.apply(rows, self.anchor, self, adapters)  # type: ignore[no-untyped-call]
         else:
-            y = self._judged(rows)
-        return y.unsqueeze(0)
+            ys = self._judged(rows, adapters)
+        return tuple(y.unsqueeze(0) for y in ys)
 
-    def _judged(self, x: Tensor) -> Tensor:
+    def adapted(self, adapters: Adapters | None) -> list[int | None]:
+        """Where each layer stands among those with adapters."""
+        if adapters is None:
+            return [None] * len(self.names)
+        return [adapters.layers.index(name) if name in adapters.layers else None for name in self.names]
+
+    def outputs(self, x: Tensor, adapters: Adapters | None, low: Tensor | None) -> list[Tensor]:
+        """W x + bias + what the adapters add, of each layer."""
+        ys = []
+        for weight, bias, at in zip(self.weights, self.biases, self.adapted(adapters), strict=True):
+            if adapters is None or low is None or at is None:
+                ys.append(functional.linear(x, weight(), bias))
+                continue
+            y = adapters.high(low, at).addmm_(x, weight().t())
+            ys.append(y if bias is None else y.add_(bias))
+        return ys
+
+    def _judged(self, x: Tensor, adapters: Adapters | None) -> list[Tensor]:
         """Forward only. Where all rows are one run's, its adapter is added to the weight first, if that is less work.
 
         In float32 only: bfloat16 would round what the adapter adds.
         """
-        weight, adapters = self.weight(), self.adapters()
-        outputs, inputs = weight.shape
-        pays = weight.dtype is torch.float32 and len(x) * (inputs + outputs) > 2 * inputs * outputs
-        if pays and len(adapters) == 1 and (merged := adapters[0].merged(weight, len(x))) is not None:
-            return functional.linear(x, merged, self.bias)
-        y = functional.linear(x, weight, self.bias)
-        for adapter in adapters:
-            adapter.forward(x, y)
+        if adapters is None or x.dtype is not torch.float32:
+            return self.outputs(x, adapters, None if adapters is None else adapters.low(x))
+        ys = []
+        for weight, bias, at in zip(self.weights, self.biases, self.adapted(adapters), strict=True):
+            outputs, inputs = weight().shape
+            pays = at is not None and len(x) * (inputs + outputs) > 2 * inputs * outputs
+            merged = adapters.merged(weight(), at) if pays and at is not None else None
+            if merged is None:
+                return self.outputs(x, adapters, adapters.low(x))
+            ys.append(functional.linear(x, merged, bias))
+        return ys
+
+
+class Siblings:
+    """Stands in for layers that are called one by one with the same rows: the first call answers for all."""
+
+    def __init__(self, layers: Layers) -> None:
+        self._layers = layers
+        self._x: Tensor | None = None
+        self._left: dict[int, Tensor] = {}
+
+    def answer(self, at: int, x: Tensor) -> Tensor:
+        """What the layer at this place among them makes of the rows."""
+        if x is not self._x or at not in self._left:
+            self._x, self._left = x, dict(enumerate(self._layers(x)))
+        y = self._left.pop(at)
+        if not self._left:
+            self._x = None
         return y
 
 
@@ -73,71 +123,104 @@ class _Linear(torch.autograd.Function):
     """The anchor lets adapters have gradients in layers whose input needs none: those that read the embeddings."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, anchor: Tensor, layer: Layer) -> Tensor:  # noqa: ARG004
-        y = functional.linear(x, layer.weight(), layer.bias)
-        adapters = layer.adapters()
-        ctx.save_for_backward(x, *(adapter.forward(x, y) for adapter in adapters))
-        ctx.layer, ctx.adapters = layer, adapters
-        return y
+    def forward(ctx: Any, x: Tensor, anchor: Tensor, layers: Layers, adapters: Adapters | None) -> tuple[Tensor, ...]:  # noqa: ARG004
+        low = None if adapters is None else adapters.low(x)
+        ctx.save_for_backward(None if adapters is None else x, low)
+        ctx.layers, ctx.adapters = layers, adapters
+        return tuple(layers.outputs(x, adapters, low))
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None]:
-        x, *kept = ctx.saved_tensors
-        x_gradient = gradient @ ctx.layer.weight() if ctx.needs_input_grad[0] else None
-        for adapter, lows in zip(ctx.adapters, kept, strict=True):
-            adapter.backward(x, lows, gradient, x_gradient)
-        return x_gradient, None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None, None]:
+        layers, adapters, wants_x = ctx.layers, ctx.adapters, ctx.needs_input_grad[0]
+        x, low = ctx.saved_tensors
+        x_gradient: Tensor | None = None
+        if adapters is not None:
+            adapted = [g for g, at in zip(gradients, layers.adapted(adapters), strict=True) if at is not None]
+            x_gradient = adapters.backward(x, low, adapted, wants_x=wants_x)
+        if wants_x:
+            for gradient, weight in zip(gradients, layers.weights, strict=True):
+                x_gradient = gradient @ weight() if x_gradient is None else x_gradient.addmm_(gradient, weight())
+        return x_gradient, None, None, None
 
 
 @dataclass(frozen=True)
 class OneRun:
-    """One run's adapter on one layer, by matmuls of its own: their numbers hang on no other run."""
+    """One run's adapters on layers whose rows are all its own. `numbers` are those of the layers with adapters."""
 
-    weights: Weights
+    share: Share
+    scale: float
     views: Views
-    span: Span
-    layer_number: int
+    numbers: Sequence[int]
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        mine = self._mine(x)
-        mask = dropout_mask(self.span, self.layer_number, mine)
-        low = (mine if mask is None else mine * mask) @ self.views.a.t()
-        self._mine(y).addmm_(low, self.views.b, alpha=self.weights.scale)
-        return low
+    @property
+    def layers(self) -> Sequence[str]:
+        return self.views.layers
 
-    def merged(self, weight: Tensor, rows: int) -> Tensor | None:
-        if self.span.end - self.span.start < rows:
+    def low(self, x: Tensor) -> Tensor:
+        masks = self._masks(x)
+        if masks is None:
+            return x @ self.views.a.t()
+        parts = zip(masks, self.views.a.split(self.views.rank), strict=True)
+        return side_by_side([(x * mask) @ a.t() for mask, a in parts])
+
+    def high(self, low: Tensor, at: int) -> Tensor:
+        return _product(low[:, self._columns(at)], self.views.b[at], self.scale)
+
+    def merged(self, weight: Tensor, at: int) -> Tensor:
+        a = self.views.a[self._columns(at)]
+        return torch.addmm(weight, self.views.b[at].t(), a, alpha=self.scale)
+
+    def backward(self, x: Tensor, low: Tensor, gradients: Sequence[Tensor], *, wants_x: bool) -> Tensor | None:
+        views, scale = self.views, self.scale
+        for at, gradient in enumerate(gradients):
+            _accumulate(views.b_gradient[at], low[:, self._columns(at)].t(), gradient, scale)
+        low_gradients = [gradient @ b.t() for gradient, b in zip(gradients, views.b, strict=True)]
+        masks = self._masks(x)
+        if masks is None:
+            low_gradient = side_by_side(low_gradients)
+            _accumulate(views.a_gradient, low_gradient.t(), x, scale)
+            return _product(low_gradient, views.a, scale) if wants_x else None
+        x_gradient = torch.zeros_like(x)
+        a, a_gradient = (matrix.split(views.rank) for matrix in (views.a, views.a_gradient))
+        for at, (mask, low_gradient) in enumerate(zip(masks, low_gradients, strict=True)):
+            _accumulate(a_gradient[at], low_gradient.t(), x * mask, scale)
+            x_gradient.addcmul_(low_gradient @ a[at], mask, value=scale)
+        return x_gradient
+
+    def _columns(self, at: int) -> slice:
+        return slice(at * self.views.rank, (at + 1) * self.views.rank)
+
+    def _masks(self, x: Tensor) -> list[Tensor] | None:
+        if not has_dropout(self.share):
             return None
-        return torch.addmm(weight, self.views.b.t(), self.views.a, alpha=self.weights.scale)
-
-    def backward(self, x: Tensor, kept: Tensor, gradient: Tensor, x_gradient: Tensor | None) -> None:
-        scale, views, mine, high = self.weights.scale, self.views, self._mine(x), self._mine(gradient)
-        low_gradient = high @ views.b.t()
-        mask = dropout_mask(self.span, self.layer_number, mine)
-        if x_gradient is not None and mask is None:
-            self._mine(x_gradient).addmm_(low_gradient, views.a, alpha=scale)
-        elif x_gradient is not None and mask is not None:
-            self._mine(x_gradient).addcmul_(low_gradient @ views.a, mask, value=scale)
-        _accumulate(views.a_gradient, low_gradient.t(), mine if mask is None else mine * mask, scale)
-        _accumulate(views.b_gradient, kept.t(), high, scale)
-
-    def _mine(self, matrix: Tensor) -> Tensor:
-        is_all = self.span.end - self.span.start == len(matrix)
-        return matrix if is_all else matrix[self.span.start : self.span.end]
+        return [dropout_mask(self.share, number, x) for number in self.numbers]
 
 
-def dropout_mask(span: Span, layer_number: int, rows: Tensor) -> Tensor | None:
-    """What dropout multiplies a run's rows with in one layer; None where there is none.
+def has_dropout(share: Share) -> bool:
+    """Whether dropout touches these rows: they are trained on, by a run that wants it."""
+    return share.weights is not None and share.weights.dropout > 0 and share.whole is not None
+
+
+def dropout_mask(share: Share, layer_number: int, rows: Tensor) -> Tensor:
+    """What dropout multiplies a run's rows with in one layer.
 
     Drawn from a seed of the share and the layer, so backward, recomputation and a repeated pass draw the same, and
     nothing is kept.
     """
-    weights = span.share.weights
-    if weights is None or weights.dropout == 0 or span.share.whole is None:
-        return None
-    generator = torch.Generator(rows.device).manual_seed(span.share.noise + layer_number)
-    kept = torch.empty_like(rows).bernoulli_(1 - weights.dropout, generator=generator)
-    return kept.div_(1 - weights.dropout)
+    assert share.weights is not None
+    kept_share = 1 - share.weights.dropout
+    generator = torch.Generator(rows.device).manual_seed(share.noise + layer_number)
+    return torch.empty_like(rows).bernoulli_(kept_share, generator=generator).div_(kept_share)
+
+
+def side_by_side(parts: Sequence[Tensor]) -> Tensor:
+    """Matrices of as many rows as one."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=1)
+
+
+def _product(left: Tensor, right: Tensor, scale: float) -> Tensor:
+    """scale * left @ right, scaled before it is rounded."""
+    return torch.addmm(left.new_zeros(()), left, right, beta=0, alpha=scale)
 
 
 def _accumulate(total: Tensor, left: Tensor, right: Tensor, scale: float) -> None:

@@ -34,7 +34,8 @@ def budget(model: PackedModel, plan: Plan, spec: RunSpec, asked: int | None) -> 
     if model.base.device.type == "cpu":
         return Budget(asked or CPU_TOKENS, asked or CPU_EVALUATION_TOKENS)
     tokens = asked or _remembered_or_measured(model, plan, spec)
-    return Budget(tokens, tokens)
+    # Forward only, a layer's activations are gone when the next one is through.
+    return Budget(tokens, 2 * tokens)
 
 
 def smallest_near_peak(rates: Mapping[int, float]) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import count
 from typing import Any
 
 import torch
@@ -22,13 +23,12 @@ from torch.utils.checkpoint import checkpoint
 
 from mathverify_sweep.specs import BaseModelSpec, TrainParams
 from mathverify_sweep.training.base import BaseModel
-from mathverify_sweep.training.packed import attention
-from mathverify_sweep.training.packed.bundles import Bundle, bundles
-from mathverify_sweep.training.packed.layers import Adapter, Layer
-from mathverify_sweep.training.packed.norms import faster
+from mathverify_sweep.training.packed import attention, fused
+from mathverify_sweep.training.packed.bundles import Bundle, bundle
+from mathverify_sweep.training.packed.layers import Adapters, Layers, Siblings
 from mathverify_sweep.training.packed.plan import Plan
 from mathverify_sweep.training.packed.stream import Share, Span, Stream
-from mathverify_sweep.training.packed.weights import Weights
+from mathverify_sweep.training.packed.weights import Weights, together
 
 FAMILIES = ("llama", "qwen2", "qwen3", "gemma3", "gemma3_text")
 """`model_type`s whose layers are built as expected here; the tests have one of each."""
@@ -60,7 +60,7 @@ class PackedModel:
         self.base, self._plan = base, plan
         self._anchor = torch.zeros((), device=base.device, requires_grad=True)
         self._stream: Stream | None = None
-        self._bundles: list[Bundle] = []
+        self._bundle: Bundle | None = None
         self._head = base.model.get_output_embeddings()  # type: ignore[no-untyped-call]
         assert isinstance(self._head, nn.Linear)
         self._body: Any = base.model.get_decoder()  # type: ignore[no-untyped-call]
@@ -79,8 +79,8 @@ class PackedModel:
             hidden = self._hidden(stream)
             losses = [self._loss(stream, span, hidden[span.start : span.end]) for span in stream.read_spans]
             torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
-            for bundle in self._bundles:
-                bundle.hand_back()
+            if self._bundle is not None:
+                self._bundle.hand_back()
         return [loss.detach() for loss in losses]
 
     @torch.no_grad()
@@ -99,11 +99,12 @@ class PackedModel:
     def _reading(self, shares: Sequence[Share]) -> Iterator[Stream]:
         """Within it the layers know what they read."""
         stream = self._stream = Stream(shares, self.base.answers, self.base.device)
-        self._bundles = bundles(stream, grouped=self._plan.grouped)
+        self._bundle = bundle(stream)
         try:
-            yield stream
+            with fused.rotations(self._body):
+                yield stream
         finally:
-            self._stream, self._bundles = None, []
+            self._stream = self._bundle = None
 
     def _hidden(self, stream: Stream) -> Tensor:
         """Of the tokens that are read: (read, hidden size)."""
@@ -134,24 +135,36 @@ class PackedModel:
         layers = self._body.layers
         last = len(layers) - 1
         prefix = next(name for name, module in self.base.model.named_modules() if module is layers)
-        numbers = iter(range(1, 10**6))
+        numbers = count(1)
         for at, layer in enumerate(layers):
-            for name, module in layer.named_modules():
-                if type(module) in (nn.Linear, Linear4bit):
-                    behind = at == last and (name.startswith("mlp.") or name == "self_attn.o_proj")
-                    module.forward = self._taught(f"{prefix}.{at}.{name}", next(numbers), module, behind)
+            self._teach_linear(f"{prefix}.{at}.", layer, numbers, is_last=at == last)
+            layer.mlp.forward = fused.gate(layer.mlp) or layer.mlp.forward
         for norm in [module for module in self._body.modules() if "Norm" in type(module).__name__]:
-            norm.forward = faster(norm) or norm.forward
+            norm.forward = fused.norm(norm) or norm.forward
         self._read_less_behind_the_last_attention(layers[last])
         for layer in layers:
             layer.forward = partial(self._run_layer, layer.forward)
 
-    def _taught(self, name: str, number: int, module: nn.Linear, behind: bool) -> Callable[[Tensor], Tensor]:
-        def adapters() -> list[Adapter]:
-            found = (bundle.adapter(name, number, behind=behind) for bundle in self._bundles)
-            return [adapter for adapter in found if adapter is not None]
+    def _teach_linear(self, prefix: str, layer: nn.Module, numbers: Iterator[int], *, is_last: bool) -> None:
+        kinds = (nn.Linear, Linear4bit)
+        linear = {name: (module, next(numbers)) for name, module in layer.named_modules() if type(module) in kinds}
+        for names in together(linear):
+            members: list[Any] = [linear[name][0] for name in names]
+            layers = Layers(
+                names=tuple(prefix + name for name in names),
+                numbers=tuple(linear[name][1] for name in names),
+                weights=[self._weight(member) for member in members],
+                biases=[member.bias for member in members],
+                behind=is_last and (names[0].startswith("mlp.") or names[0] == "self_attn.o_proj"),
+                adapters=self._adapters,
+                anchor=self._anchor,
+            )
+            siblings = Siblings(layers)
+            for at, member in enumerate(members):
+                member.forward = partial(siblings.answer, at)
 
-        return Layer(self._weight(module), module.bias, adapters, self._anchor)
+    def _adapters(self, layers: Layers) -> Adapters | None:
+        return None if self._bundle is None else self._bundle.adapters(layers)
 
     def _weight(self, module: Any) -> Callable[[], Tensor]:
         dtype = self.base.compute_dtype

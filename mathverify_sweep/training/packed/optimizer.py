@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from bitsandbytes.optim.adamw import AdamW as BlockwiseAdamW
 from bitsandbytes.optim.lion import Lion
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer as TorchOptimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers.optimization import get_scheduler
@@ -46,12 +46,15 @@ class Optimizer:
         """Of the next step."""
         return float(self._schedule.get_last_lr()[0])
 
-    def step(self) -> float:
-        """One step along the gradient, clipped, which is 0 afterwards; gives its norm before clipping.
+    def norm(self) -> Tensor:
+        """Of the gradient, before clipping. On the device: reading it waits for all that the device has to do."""
+        return torch.linalg.vector_norm(self._weights.gradient)
 
-        Where the norm is no number nothing is stepped.
+    def step(self, norm: float) -> None:
+        """One step along the gradient, clipped, which is 0 afterwards. `norm` is that of `norm()`.
+
+        Where it is no number nothing is stepped.
         """
-        norm = float(torch.linalg.vector_norm(self._weights.gradient))
         if math.isfinite(norm):
             if self._clip > 0:
                 self._weights.gradient.mul_(min(1.0, self._clip / (norm + 1e-6)))
@@ -63,7 +66,6 @@ class Optimizer:
             self._schedule.step()
             self._weights.refresh()
         self._weights.gradient.zero_()
-        return norm
 
     def state(self) -> dict[str, Any]:
         """All that `restore` wants; tensors and plain values only."""

@@ -27,8 +27,11 @@ MOST_SLOTS = 32
 _SHARE_FOR_WEIGHTS = 0.35
 """Of free memory that unpacked weights may take. The rest is for activations, which make the larger difference."""
 
-_SHARE_IN_USE = 0.8
+_SHARE_IN_USE = 0.9
 """Of free memory that is planned with: what the rules below leave out has to fit beside it."""
+
+_SHARE_FOR_ACTIVATIONS = 0.8
+"""Of what is planned with. The rest is for adapters."""
 
 _BYTES_PER_ADAPTER_NUMBER = 24
 """Value, gradient, two moments: 16. A copy for matmuls and, for the length of a pass, another with its gradient: 8."""
@@ -60,7 +63,7 @@ class Plan:
     """How a base model is used on a device.
 
     `dequantised`: 4-bit weights unpacked once. `checkpointing`: activations computed twice. `together`: several runs in
-    one pass, `grouped`: and their adapters in one matmul, for which ranks are padded to `rank_step`.
+    one pass and their adapters in grouped matmuls, for which ranks are padded to `rank_step`.
     `most_tokens`: what memory has room for at once.
     """
 
@@ -68,7 +71,6 @@ class Plan:
     dequantised: bool
     checkpointing: bool
     together: bool
-    grouped: bool
     rank_step: int
     adapter_bytes: int
 
@@ -106,20 +108,19 @@ def make(base: BaseModel, spec: RunSpec) -> Plan:
         # One run in each pass. Together a run's numbers would hang on its neighbours': measured with four runs of the
         # built-in model, the gradient of one with three rows moved by 9e-7 of its largest, since matmuls of other
         # shapes sum up in another order. And matmuls of a CPU are busy with one run's few hundred rows already.
-        return Plan(2**31, dequantised, spec.gradient_checkpointing, False, False, 1, 2**62)
-    for_activations = 0.75 * left
-    kept = int(for_activations / bytes_per_token(base, checkpointing=False))
+        return Plan(2**31, dequantised, spec.gradient_checkpointing, False, 1, 2**62)
+    for_activations = _SHARE_FOR_ACTIVATIONS * left
+    kept = int(for_activations / _bytes_per_token(base))
     checkpointing = spec.gradient_checkpointing or kept < max(_LEAST_TOKENS, spec.max_length)
-    most = int(for_activations / bytes_per_token(base, checkpointing=checkpointing))
-    grouped = base.compute_dtype is torch.bfloat16
-    # Rows of 16 bfloat16 numbers begin where grouped matmuls can read them.
+    most = int(for_activations / bytes_per_token(base, checkpointing=True)) if checkpointing else kept
+    # Grouped matmuls know bfloat16 only, and rows of 16 of them begin where they can read them.
+    together = base.compute_dtype is torch.bfloat16
     return Plan(
         most_tokens=max(most, spec.max_length),
         dequantised=dequantised,
         checkpointing=checkpointing,
-        together=True,
-        grouped=grouped,
-        rank_step=16 if grouped else 1,
+        together=together,
+        rank_step=16 if together else 1,
         adapter_bytes=int(left - for_activations),
     )
 
@@ -127,6 +128,19 @@ def make(base: BaseModel, spec: RunSpec) -> Plan:
 def candidates(plan: Plan, longest: int) -> Sequence[int]:
     """Token budgets that are worth measuring on a GPU, ascending."""
     return [tokens for tokens in (2**n for n in range(11, 18)) if longest <= tokens <= plan.most_tokens] or [longest]
+
+
+def _bytes_per_token(base: BaseModel) -> float:
+    """Memory that a pass holds per token: in each layer what its two norms read and give, queries, keys, values and
+    what attention makes of them, three feed-forward activations; and what is being worked on in one of them.
+    """
+    if base.compute_dtype is not torch.bfloat16:
+        return bytes_per_token(base, checkpointing=False)
+    config = base.model.config.get_text_config()
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    heads = 2 * config.num_attention_heads + 2 * config.num_key_value_heads
+    layer = 4 * config.hidden_size + heads * head + 3 * config.intermediate_size
+    return 1.1 * base.compute_dtype.itemsize * (config.num_hidden_layers + 1) * layer
 
 
 def _packed_shapes(base: BaseModel) -> list[torch.Size]:

@@ -74,11 +74,6 @@ class Slot:
         return max(len(row.prompt_ids) for row in self._rows)
 
     @property
-    def padded_rank(self) -> int:
-        """Runs of one padded rank can share matmuls."""
-        return self._weights.padded_rank
-
-    @property
     def numbers(self) -> int:
         """How many of them the adapter has, padding included."""
         return self._weights.flat.numel()
@@ -95,14 +90,18 @@ class Slot:
         noise = random.Random(f"{self._spec.seed} {self._taken} {at}").getrandbits(40) << 20
         return Share(self._weights, self._micro_batches[at], params.prompt_loss_weight, self._whole, noise)
 
-    def trained(self, loss: Tensor) -> RunResult | None:
-        """The next micro-batch has been through a pass. Steps when it was the last one of its effective batch; gives
-        the result when that ended the run.
+    def add(self, loss: Tensor) -> Tensor | None:
+        """The next micro-batch has been through a pass. When it was the last one of its effective batch: the loss of
+        the whole and the norm of its gradient, still on the device, for `step`.
         """
         self._losses.append(loss)
         if len(self._losses) < len(self._micro_batches):
             return None
-        return self._guarded(self._step)
+        return torch.stack([torch.stack(self._losses).sum(), self._optimizer.norm()])
+
+    def step(self, loss: float, norm: float) -> RunResult | None:
+        """The optimizer step of a whole effective batch; the result when that ended the run."""
+        return self._guarded(lambda: self._step(loss, norm))
 
     def redo(self) -> None:
         """Begin the effective batch at hand anew, in micro-batches of the budget as it is now."""
@@ -131,10 +130,9 @@ class Slot:
         """What the spec says, if the machine can."""
         return min(self._tokens_asked or self._budget.tokens, self._budget.tokens)
 
-    def _step(self) -> None:
-        loss = float(torch.stack(self._losses).sum())
+    def _step(self, loss: float, norm: float) -> None:
         rate = self._optimizer.learning_rate
-        norm = self._optimizer.step()
+        self._optimizer.step(norm)
         self._taken += 1
         rows_seen = min(self._taken * self._spec.params.effective_batch_size, len(self._rows))
         self.course.after(Step(self._taken, rows_seen, loss, norm, rate), self._evaluate, self._fill)
@@ -169,8 +167,8 @@ def log_odds(
     model: PackedModel, weights: Weights | None, rows: Sequence[EncodedRow], count: int, budget: Budget
 ) -> list[float]:
     """One value for each of the `count` rows that `rows` were encoded from, at the row's index; 0 for the others."""
-    result = torch.zeros(count)
     todo = _sorted_in_batches(rows, budget.evaluation_tokens)
+    done: list[tuple[list[EncodedRow], Tensor]] = []
     while todo:
         try:
             (odds,) = model.judge([Share(weights, todo[0])])
@@ -180,7 +178,10 @@ def log_odds(
             budget.shrink_evaluation()
             todo = _sorted_in_batches([row for batch in todo for row in batch], budget.evaluation_tokens)
             continue
-        result[[row.index for row in todo.pop(0)]] = odds.cpu()
+        done.append((todo.pop(0), odds))
+    result = torch.zeros(count)
+    # Fetched at the end: to fetch is to wait.
+    result[[row.index for batch, _ in done for row in batch]] = torch.cat([odds for _, odds in done]).cpu()
     return result.tolist()
 
 

@@ -10,8 +10,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -74,10 +76,11 @@ class Stream:
         self.shares, self._answers, self.device = tuple(shares), answers, device
         self.lengths = [len(row.prompt_ids) for share in shares for row in share.rows]
         self._ends = list(accumulate(self.lengths))
-        ids = [token for share in shares for row in share.rows for token in row.prompt_ids]
-        self.ids = torch.tensor([ids], device=device)
-        positions = [position for length in self.lengths for position in range(length)]
-        self.positions = torch.tensor([positions], device=device)
+        # By numpy: a pass has a hundred thousand tokens, and a GPU waits while Python counts them one by one.
+        tokens = chain.from_iterable(row.prompt_ids for share in shares for row in share.rows)
+        self.ids = self._there(np.fromiter(tokens, np.int64, self._ends[-1]))
+        starts = np.repeat(np.array([0, *self._ends[:-1]]), self.lengths)
+        self.positions = self._there(np.arange(self._ends[-1]) - starts)
         self.token_spans = _spans(shares, [share.tokens for share in shares])
         read = [share.tokens if _reads_prompts(share) else len(share.rows) for share in shares]
         self.read_spans = _spans(shares, read)
@@ -120,6 +123,9 @@ class Stream:
             weights = [w for row in share.rows for w in (*[share.prompt_weight] * (len(row.prompt_ids) - 1), 1.0)]
         shares = torch.tensor(weights, device=self.device) / share.whole
         return torch.tensor(right, device=self.device), shares
+
+    def _there(self, numbers: npt.NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(numbers).to(self.device).unsqueeze(0)
 
     def _group(self, first: int, last: int) -> Group:
         """Of rows `first` to `last`."""

@@ -9,14 +9,18 @@ in. Matmuls read `compute`, which is the adapter itself when the dtypes agree an
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor
 
 from mathverify_sweep.specs import TrainParams
+
+READING_TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+"""Linear layers that `transformers` gives the same rows, in all families that can be packed."""
 
 _ALIGNED = 64
 """Every matrix begins at a multiple of so many numbers: where the kernels of all devices like it."""
@@ -25,34 +29,92 @@ _PREFIX, _A, _B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Where the adapter of one linear layer lies in flat memory: A (rank, in) and B transposed (rank, out)."""
+class Block:
+    """Where the adapters of layers that read the same rows lie in flat memory.
 
-    a_start: int
-    b_start: int
+    First A of all of them, (layers * rank, in), for one matmul; then of each layer B transposed, (rank, out).
+    """
+
+    layers: tuple[str, ...]
     rank: int
     inputs: int
-    outputs: int
+    outputs: tuple[int, ...]
+    a_start: int
+    b_starts: tuple[int, ...]
 
     def a(self, flat: Tensor) -> Tensor:
-        """A, of one flat memory or of a stack of them."""
-        return self._view(flat, self.a_start, self.inputs)
+        """A of all its layers, of one flat memory or of a stack of them."""
+        return self._view(flat, self.a_start, len(self.layers) * self.rank, self.inputs)
 
-    def b(self, flat: Tensor) -> Tensor:
-        """B transposed, of one flat memory or of a stack of them."""
-        return self._view(flat, self.b_start, self.outputs)
+    def b(self, flat: Tensor) -> list[Tensor]:
+        """B transposed of each layer, of one flat memory or of a stack of them."""
+        starts = zip(self.b_starts, self.outputs, strict=True)
+        return [self._view(flat, start, self.rank, columns) for start, columns in starts]
 
-    def _view(self, flat: Tensor, start: int, columns: int) -> Tensor:
-        part = flat[..., start : start + self.rank * columns]
-        return part.view(*flat.shape[:-1], self.rank, columns)
+    def _view(self, flat: Tensor, start: int, rows: int, columns: int) -> Tensor:
+        part = flat[..., start : start + rows * columns]
+        return part.view(*flat.shape[:-1], rows, columns)
 
 
 class Views:
-    """The adapter of one linear layer as matmuls take it, and its gradients. Kept, since views cost time too."""
+    """The adapters of a block as matmuls take them, and their gradients. Kept, since views cost time too."""
 
-    def __init__(self, pair: Pair, values: Tensor, gradient: Tensor) -> None:
-        self.a, self.b = pair.a(values), pair.b(values)
-        self.a_gradient, self.b_gradient = pair.a(gradient), pair.b(gradient)
+    def __init__(self, block: Block, values: Tensor, gradient: Tensor) -> None:
+        self.layers, self.rank = block.layers, block.rank
+        self.a, self.b = block.a(values), block.b(values)
+        self.a_gradient, self.b_gradient = block.a(gradient), block.b(gradient)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where all matrices of an adapter lie when its rank is padded so far. The last number belongs to none: a zero."""
+
+    blocks: tuple[Block, ...]
+    size: int
+
+    @classmethod
+    def of(cls, shapes: Mapping[str, tuple[int, ...]], rank: int) -> Layout:
+        """For matrices of these shapes, named by their layers with PEFT's endings."""
+        names = [name.removesuffix(_A) for name in shapes if name.endswith(_A)]
+        assert len(shapes) == 2 * len(names), "an adapter has matrices A and B only"
+        blocks: list[Block] = []
+        end = 0
+        for layers in together(names):
+            inputs = shapes[layers[0] + _A][1]
+            outputs = tuple(shapes[layer + _B][0] for layer in layers)
+            start, b_starts = end, []
+            end = _aligned(start + len(layers) * rank * inputs)
+            for columns in outputs:
+                b_starts.append(end)
+                end = _aligned(end + rank * columns)
+            blocks.append(Block(layers, rank, inputs, outputs, start, tuple(b_starts)))
+        return cls(tuple(blocks), end + _ALIGNED)
+
+    @cached_property
+    def by_layer(self) -> dict[str, Block]:
+        """Each layer's block."""
+        return {layer: block for block in self.blocks for layer in block.layers}
+
+    def matrices(self, flat: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """Of each layer A (rank, in) and B transposed (rank, out) in flat memory, padding included."""
+        found = {}
+        for block in self.blocks:
+            parts = zip(block.layers, block.a(flat).split(block.rank), block.b(flat), strict=True)
+            found.update({layer: (a, b) for layer, a, b in parts})
+        return found
+
+
+@lru_cache(maxsize=4)
+def moved(source: Layout, target: Layout, device: torch.device) -> Tensor:
+    """Which number of `source` stands at each place of `target`, int32: ranks become wider by zeros, or narrower."""
+    numbers = torch.arange(source.size, dtype=torch.int32, device=device)
+    index = torch.full((target.size,), source.size - 1, dtype=torch.int32, device=device)
+    theirs = source.matrices(numbers)
+    for layer, places in target.matrices(index).items():
+        for place, matrix in zip(places, theirs[layer], strict=True):
+            rank = min(len(place), len(matrix))
+            place[:rank] = matrix[:rank]
+    return index
 
 
 class Weights:
@@ -73,12 +135,15 @@ class Weights:
         self.rank, self.dropout = params.lora_r, params.lora_dropout
         self.padded_rank = math.ceil(self.rank / rank_step) * rank_step
         self.scale = params.alpha / (math.sqrt(self.rank) if params.use_rslora else self.rank)
-        self.pairs, size = _layout(values, self.padded_rank)
+        shapes = {name.removeprefix(_PREFIX): tuple(tensor.shape) for name, tensor in values.items()}
+        self.layout = Layout.of(shapes, self.padded_rank)
         (dtype,) = {tensor.dtype for tensor in values.values()}
+        size = self.layout.size
         self.flat = torch.zeros(size, dtype=dtype, device=device)
         self.gradient = torch.zeros(size, dtype=torch.float32, device=device)
         self.compute = self.flat if dtype is compute else torch.zeros(size, dtype=compute, device=device)
-        self.views = {layer: Views(pair, self.compute, self.gradient) for layer, pair in self.pairs.items()}
+        blocks = [(block, Views(block, self.compute, self.gradient)) for block in self.layout.blocks]
+        self.views = {layer: views for block, views in blocks for layer in block.layers}
         self.load(values)
 
     @classmethod
@@ -96,15 +161,14 @@ class Weights:
     def named(self) -> dict[str, Tensor]:
         """Views of the matrices by PEFT's names and in its shapes."""
         named = {}
-        for layer, pair in self.pairs.items():
-            named[f"{_PREFIX}{layer}{_A}"] = pair.a(self.flat)[: self.rank]
-            named[f"{_PREFIX}{layer}{_B}"] = pair.b(self.flat)[: self.rank].t()
+        for layer, (a, b) in self.layout.matrices(self.flat).items():
+            named[f"{_PREFIX}{layer}{_A}"] = a[: self.rank]
+            named[f"{_PREFIX}{layer}{_B}"] = b[: self.rank].t()
         return named
 
     def matrices(self, flat: Tensor) -> list[Tensor]:
         """The matrices in flat memory without their padding: whole pieces of it, in a fixed order."""
-        views = [view for pair in self.pairs.values() for view in (pair.a(flat), pair.b(flat))]
-        return [view[: self.rank] for view in views]
+        return [matrix[: self.rank] for pair in self.layout.matrices(flat).values() for matrix in pair]
 
     def load(self, values: Mapping[str, Tensor]) -> None:
         """Take over values by PEFT's names."""
@@ -118,16 +182,14 @@ class Weights:
             self.compute.copy_(self.flat)
 
 
-def _layout(values: Mapping[str, Tensor], rank: int) -> tuple[dict[str, Pair], int]:
-    pairs: dict[str, Pair] = {}
-    end = 0
-    for name in [name for name in values if name.endswith(_A)]:
-        inputs, outputs = values[name].shape[1], values[name.removesuffix(_A) + _B].shape[0]
-        b_start = _aligned(end + rank * inputs)
-        pairs[name.removeprefix(_PREFIX).removesuffix(_A)] = Pair(end, b_start, rank, inputs, outputs)
-        end = _aligned(b_start + rank * outputs)
-    assert len(values) == 2 * len(pairs), "an adapter has matrices A and B only"
-    return pairs, end
+def together(names: Iterable[str]) -> list[tuple[str, ...]]:
+    """The layers' names, those that read the same rows in one tuple; in the order of the first of each."""
+    found: dict[tuple[str, Sequence[str]], list[str]] = {}
+    for name in names:
+        parent, _, own = name.rpartition(".")
+        kin = next((kin for kin in READING_TOGETHER if own in kin), (own,))
+        found.setdefault((parent, kin), []).append(name)
+    return [tuple(layers) for layers in found.values()]
 
 
 def _aligned(position: int) -> int:

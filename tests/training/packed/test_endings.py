@@ -57,7 +57,8 @@ def test_a_run_that_is_cut_and_gone_on_with_elsewhere_ends_in_the_same_bits(
     assert (result.end_reason, result.rows_seen) == (EndReason.PREEMPTED, 32)
     neighbour = Order(place.spec(quantization="nf4", seed=9), tmp_path / "neighbour")
     going_on = Order(spec, tmp_path / "second", resume_from=(tmp_path / "first",))
-    results = together(PackedEngine("cpu", slots=2), {"n": neighbour, "mine": going_on}, {"mine": second})
+    elsewhere = PackedEngine("cpu", slots=2, token_budget=512)
+    results = together(elsewhere, {"n": neighbour, "mine": going_on}, {"mine": second})
     assert results["mine"].resumed_from_rows == 32
     whole = Numbers.of(second, results["mine"], tmp_path / "second")
     assert (first.logs + second.logs, first.reports + second.reports) == (uncut.logs, uncut.reports)

@@ -110,13 +110,13 @@ def test_a_run_in_company_is_the_same_run_again(engine: PackedEngine, spec: RunS
 # As on a GPU: several runs in one pass
 
 
-@pytest.fixture(params=["each by itself", "grouped"])
-def one_pass(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> PackedEngine:
-    """An engine that puts runs into one pass, their adapters' matmuls apart or grouped."""
-    made, grouped = plan.make, request.param == "grouped"
+@pytest.fixture
+def one_pass(monkeypatch: pytest.MonkeyPatch) -> PackedEngine:
+    """An engine that puts runs into one pass, their adapters' matmuls grouped."""
+    made = plan.make
 
     def as_on_a_gpu(*arguments: Any) -> plan.Plan:
-        return replace(made(*arguments), together=True, grouped=grouped, rank_step=16 if grouped else 1)
+        return replace(made(*arguments), together=True, rank_step=16)
 
     monkeypatch.setattr(plan, "make", as_on_a_gpu)
     return PackedEngine("cpu", slots=4, token_budget=2_048)

@@ -121,10 +121,10 @@ class Watch:
         self.seen: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
         step = Optimizer.step
 
-        def watched(optimizer: Optimizer) -> float:
+        def watched(optimizer: Optimizer, norm: float) -> None:
             weights = optimizer._weights
             self.seen.append((_copied(weights.named()), _copied(gradients(weights))))
-            return step(optimizer)
+            step(optimizer, norm)
 
         patch.setattr(Optimizer, "step", watched)
 
@@ -135,10 +135,10 @@ def _copied(named: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def gradients(weights: Weights) -> dict[str, Tensor]:
     named = {}
-    for layer, pair in weights.pairs.items():
+    for layer, (a, b) in weights.layout.matrices(weights.gradient).items():
         name = f"base_model.model.{layer}"
-        named[f"{name}.lora_A.weight"] = pair.a(weights.gradient)[: weights.rank]
-        named[f"{name}.lora_B.weight"] = pair.b(weights.gradient)[: weights.rank].t()
+        named[f"{name}.lora_A.weight"] = a[: weights.rank]
+        named[f"{name}.lora_B.weight"] = b[: weights.rank].t()
     return named
 
 
