@@ -143,6 +143,7 @@ class PackedEngine:
         longest = max(slot.longest for slot in self._slots.values())
         if device.is_out_of_memory(error) and budget.shrink(longest):
             log.warning("out of memory: passes of %d tokens from here on", budget.tokens)
+            self._ready.model.expect(budget.tokens, longest)
             for slot in self._slots.values():
                 slot.redo()
         elif len(run_ids) > 1:
@@ -171,8 +172,10 @@ class PackedEngine:
             raise ModelError(f"base_model {spec.base_model.name} cannot be packed: {reason}. Use the reference engine")
         planned = plan.make(loaded, spec)
         model = PackedModel(loaded, planned)
-        self._ready = _Ready(model, planned, measure.budget(model, planned, spec, self._tokens_asked))
-        log.info("%s", planned.told(self._ready.budget))
+        budget = measure.budget(model, planned, spec, self._tokens_asked)
+        model.expect(budget.tokens, spec.max_length)
+        self._ready = _Ready(model, planned, budget)
+        log.info("%s", planned.told(budget))
         return self._ready
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,7 @@ def trained(
         ended = engine.step()
     [(run_id, result)] = ended
     assert run_id == "run"
+    sys.stdout.write(result.message)  # so that a failing test shows why a run ended
     return result
 
 

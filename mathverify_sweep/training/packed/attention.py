@@ -51,11 +51,11 @@ def _over_rows(query: Tensor, key: Tensor, value: Tensor, stream: Stream, scalin
     if scaling != size**-0.5:  # the kernel's own
         query = query * (scaling * size**0.5)
     q, k, v = (tensor.squeeze(0).transpose(0, 1).contiguous() for tensor in (query, key, value))
-    longest = max(stream.lengths)
+    longest, ends = stream.longest, stream.row_ends
     behind = -1 if window is None or window >= longest else window - 1
     # The kernel of PyTorch 2.11 takes fewer heads of keys than of queries without being told.
-    told = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
-    attended = varlen_attn(q, k, v, stream.ends, stream.ends, longest, longest, window_size=(behind, 0), **told)
+    told: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
+    attended = varlen_attn(q, k, v, ends, ends, longest, longest, window_size=(behind, 0), **told)
     assert isinstance(attended, Tensor)
     return attended.unsqueeze(0)
 

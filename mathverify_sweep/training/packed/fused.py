@@ -1,15 +1,16 @@
 """A model's norms, gates and rotations in fewer trips through memory than its own code takes.
 
-In bfloat16 on CUDA by Liger's kernels, where `liger-kernel` is installed; in float32 norms by one node of autograd
-instead of a dozen, which is a tenth of a small model's step on a CPU. What a kernel stands in for must have given the
-same answer to made-up rows, whatever its class is called; otherwise the model's own code stays.
+In bfloat16 on CUDA norms by PyTorch's kernel, gates and rotations by Liger's where `liger-kernel` is installed; in
+float32 norms by one node of autograd instead of a dozen, which is a tenth of a small model's step on a CPU. What a
+kernel stands in for must have given the same answer to made-up rows, whatever its class is called; otherwise the
+model's own code stays.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 from importlib.util import find_spec
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 log = logging.getLogger(__name__)
 
@@ -32,39 +34,37 @@ def norm(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
     epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
     if not (isinstance(weight, Tensor) and isinstance(epsilon, float)):
         return None
-    rows = _made_up(1, weight.shape[-1], weight)
-    candidates: Sequence[Callable[[Tensor], Tensor]] = ()
+    factors = (weight.detach(), 1 + weight.detach())  # Llama's way of writing a weight, and Gemma's
     if weight.dtype is torch.float32:
-        factors = (weight.detach(), 1 + weight.detach())  # Llama's way of writing a weight, and Gemma's
         candidates = [partial(_norm, factor=factor, epsilon=epsilon) for factor in factors]
-    elif _has_liger(weight):
-        from liger_kernel.ops.rms_norm import LigerRMSNormFunction
-
-        ways = ((0.0, "llama"), (1.0, "gemma"))
-        # Not in place: where a norm's answer is added to something, the sum's gradient is another's, too.
-        candidates = [lambda x, way=way: LigerRMSNormFunction.apply(x, weight, epsilon, *way, False) for way in ways]
+    elif weight.is_cuda:
+        candidates = [partial(_rms_norm, factor=factor, epsilon=epsilon) for factor in factors]
+    else:
+        return None
+    rows = _made_up(1, weight.shape[-1], weight)
     return next((candidate for candidate in candidates if _agree(candidate, module, rows)), None)
 
 
 def gate(mlp: nn.Module) -> Callable[[Tensor], Tensor] | None:
     """A gated feed-forward block, down(act(gate(x)) * up(x)), with its product in one kernel; None for another."""
-    parts: list[Any] = [getattr(mlp, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
+    parts: list[Any] = [getattr(mlp, name, None) for name in ("gate_proj", "up_proj", "down_proj", "act_fn")]
     if None in parts or not _has_liger(next(mlp.parameters())):
         return None
     from liger_kernel.ops.geglu import LigerGELUMulFunction
     from liger_kernel.ops.swiglu import LigerSiLUMulFunction
 
-    gate_proj, up_proj, down_proj = parts
+    gate_proj, up_proj, down_proj, act = parts
+    products = ((functional.silu, LigerSiLUMulFunction), (_gelu_by_tanh, LigerGELUMulFunction))
+    scale = torch.linspace(-4, 4, 101)
+    product = next((product for known, product in products if _close(act(scale), known(scale))), None)
+
+    def candidate(x: Tensor) -> Tensor:
+        assert product is not None
+        answer: Tensor = down_proj(product.apply(gate_proj(x), up_proj(x)))
+        return answer
+
     rows = _made_up(1, gate_proj.in_features, next(mlp.parameters()))
-    for product in (LigerSiLUMulFunction, LigerGELUMulFunction):
-
-        def candidate(x: Tensor, product: Any = product) -> Tensor:
-            answer: Tensor = down_proj(product.apply(gate_proj(x), up_proj(x)))
-            return answer
-
-        if _agree(candidate, mlp, rows):
-            return candidate
-    return None
+    return candidate if product is not None and _agree(candidate, mlp, rows) else None
 
 
 @contextmanager
@@ -113,7 +113,7 @@ def _has_liger(like: Tensor) -> bool:
 def _liger() -> bool:
     found = find_spec("liger_kernel") is not None
     if not found:
-        log.warning("liger-kernel is not installed: norms, gates and rotations take several times as long")
+        log.warning("liger-kernel is not installed: gates and rotations take several times as long")
     return found
 
 
@@ -132,6 +132,14 @@ def _agree(candidate: Callable[[Tensor], Tensor], module: nn.Module, rows: Tenso
 def _close(mine: Tensor, theirs: Tensor) -> bool:
     tolerance = _SAME[theirs.dtype]
     return torch.allclose(mine, theirs, rtol=tolerance, atol=tolerance * float(theirs.abs().max()))
+
+
+def _gelu_by_tanh(x: Tensor) -> Tensor:
+    return functional.gelu(x, approximate="tanh")
+
+
+def _rms_norm(x: Tensor, factor: Tensor, epsilon: float) -> Tensor:
+    return functional.rms_norm(x, factor.shape, factor, epsilon)
 
 
 def _norm(x: Tensor, factor: Tensor, epsilon: float) -> Tensor:

@@ -1,8 +1,9 @@
 """A base model's linear layers, taught to apply each run's own adapter to that run's rows.
 
 Layers that read the same rows are one: A x of all of them is one matmul, and so is its way back. What adapters add,
-scale * B (A x), is written first and W x added onto it within the base's own matmul, which has to write the result
-anyway. Gradients go straight into the runs' `Weights`, so autograd sees one node, and W, which is frozen, gets none.
+B (A x), is written first and W x added onto it within the base's own matmul, which has to write the result anyway.
+Gradients go straight into the runs' own memory, so autograd sees one node, and W, which is frozen, gets none. A has
+the scale on it already (`weights.Weights`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mathverify_sweep.training.packed.stream import Share
+from mathverify_sweep.training.packed.dropout import Dropout
 from mathverify_sweep.training.packed.weights import Views
 
 
@@ -30,10 +31,10 @@ class Adapters(Protocol):
         """A x of each layer, side by side: (rows, layers * rank). `backward` wants it back."""
 
     def high(self, low: Tensor, at: int) -> Tensor:
-        """scale * B (A x) of one layer: (rows, out)."""
+        """B (A x) of one layer: (rows, out)."""
 
     def merged(self, weight: Tensor, at: int) -> Tensor | None:
-        """A copy of the weight with scale * B A on it; None unless all rows are one run's."""
+        """A copy of the weight with B A on it; None unless all rows are one run's."""
 
     def backward(self, x: Tensor, low: Tensor, gradients: Sequence[Tensor], *, wants_x: bool) -> Tensor | None:
         """From the gradients of what the layers give: adds to those of the adapters; gives their part of that of x."""
@@ -147,70 +148,44 @@ class _Linear(torch.autograd.Function):
 class OneRun:
     """One run's adapters on layers whose rows are all its own. `numbers` are those of the layers with adapters."""
 
-    share: Share
-    scale: float
     views: Views
     numbers: Sequence[int]
+    dropout: Dropout | None
 
     @property
     def layers(self) -> Sequence[str]:
         return self.views.layers
 
     def low(self, x: Tensor) -> Tensor:
-        masks = self._masks(x)
-        if masks is None:
+        if self.dropout is None:
             return x @ self.views.a.t()
-        parts = zip(masks, self.views.a.split(self.views.rank), strict=True)
-        return side_by_side([(x * mask) @ a.t() for mask, a in parts])
+        parts = zip(self.numbers, torch.split(self.views.a, self.views.rank), strict=True)
+        return side_by_side([self.dropout(x, number) @ a.t() for number, a in parts])
 
     def high(self, low: Tensor, at: int) -> Tensor:
-        return _product(low[:, self._columns(at)], self.views.b[at], self.scale)
+        return low[:, self._columns(at)] @ self.views.b[at]
 
     def merged(self, weight: Tensor, at: int) -> Tensor:
-        a = self.views.a[self._columns(at)]
-        return torch.addmm(weight, self.views.b[at].t(), a, alpha=self.scale)
+        return torch.addmm(weight, self.views.b[at].t(), self.views.a[self._columns(at)])
 
     def backward(self, x: Tensor, low: Tensor, gradients: Sequence[Tensor], *, wants_x: bool) -> Tensor | None:
-        views, scale = self.views, self.scale
+        views = self.views
         for at, gradient in enumerate(gradients):
-            _accumulate(views.b_gradient[at], low[:, self._columns(at)].t(), gradient, scale)
+            _accumulate(views.b_gradient[at], low[:, self._columns(at)].t(), gradient)
         low_gradients = [gradient @ b.t() for gradient, b in zip(gradients, views.b, strict=True)]
-        masks = self._masks(x)
-        if masks is None:
+        if self.dropout is None:
             low_gradient = side_by_side(low_gradients)
-            _accumulate(views.a_gradient, low_gradient.t(), x, scale)
-            return _product(low_gradient, views.a, scale) if wants_x else None
+            _accumulate(views.a_gradient, low_gradient.t(), x)
+            return low_gradient @ views.a if wants_x else None
         x_gradient = torch.zeros_like(x)
-        a, a_gradient = (matrix.split(views.rank) for matrix in (views.a, views.a_gradient))
-        for at, (mask, low_gradient) in enumerate(zip(masks, low_gradients, strict=True)):
-            _accumulate(a_gradient[at], low_gradient.t(), x * mask, scale)
-            x_gradient.addcmul_(low_gradient @ a[at], mask, value=scale)
+        a, a_gradient = (torch.split(matrix, views.rank) for matrix in (views.a, views.a_gradient))
+        for at, (number, low_gradient) in enumerate(zip(self.numbers, low_gradients, strict=True)):
+            _accumulate(a_gradient[at], low_gradient.t(), self.dropout(x, number))
+            x_gradient.add_(self.dropout(low_gradient @ a[at], number))
         return x_gradient
 
     def _columns(self, at: int) -> slice:
         return slice(at * self.views.rank, (at + 1) * self.views.rank)
-
-    def _masks(self, x: Tensor) -> list[Tensor] | None:
-        if not has_dropout(self.share):
-            return None
-        return [dropout_mask(self.share, number, x) for number in self.numbers]
-
-
-def has_dropout(share: Share) -> bool:
-    """Whether dropout touches these rows: they are trained on, by a run that wants it."""
-    return share.weights is not None and share.weights.dropout > 0 and share.whole is not None
-
-
-def dropout_mask(share: Share, layer_number: int, rows: Tensor) -> Tensor:
-    """What dropout multiplies a run's rows with in one layer.
-
-    Drawn from a seed of the share and the layer, so backward, recomputation and a repeated pass draw the same, and
-    nothing is kept.
-    """
-    assert share.weights is not None
-    kept_share = 1 - share.weights.dropout
-    generator = torch.Generator(rows.device).manual_seed(share.noise + layer_number)
-    return torch.empty_like(rows).bernoulli_(kept_share, generator=generator).div_(kept_share)
 
 
 def side_by_side(parts: Sequence[Tensor]) -> Tensor:
@@ -218,14 +193,9 @@ def side_by_side(parts: Sequence[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=1)
 
 
-def _product(left: Tensor, right: Tensor, scale: float) -> Tensor:
-    """scale * left @ right, scaled before it is rounded."""
-    return torch.addmm(left.new_zeros(()), left, right, beta=0, alpha=scale)
-
-
-def _accumulate(total: Tensor, left: Tensor, right: Tensor, scale: float) -> None:
-    """total += scale * left @ right; a product in bfloat16 is summed up in float32."""
+def _accumulate(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left @ right; a product in bfloat16 is summed up in float32."""
     if left.dtype is total.dtype:
-        total.addmm_(left, right, alpha=scale)
+        total.addmm_(left, right)
     else:
-        total.add_(left @ right, alpha=scale)
+        total.add_(left @ right)

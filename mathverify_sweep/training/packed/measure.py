@@ -53,6 +53,7 @@ def rates(
     measured: dict[int, float] = {}
     for tokens in budgets:
         share = Share(weights, _made_up(model, min(_ROW, spec.max_length), tokens), whole=1.0)
+        model.expect(tokens, spec.max_length)
         try:
             model.train([share])  # the first chooses kernels and takes memory
             _finish(model)

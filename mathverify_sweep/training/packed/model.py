@@ -23,12 +23,14 @@ from torch.utils.checkpoint import checkpoint
 
 from mathverify_sweep.specs import BaseModelSpec, TrainParams
 from mathverify_sweep.training.base import BaseModel
-from mathverify_sweep.training.packed import attention, fused
-from mathverify_sweep.training.packed.bundles import Bundle, bundle
+from mathverify_sweep.training.packed import attention, dropout, fused
+from mathverify_sweep.training.packed.bundles import Alone, Bundle, Several
+from mathverify_sweep.training.packed.graphs import Graphs
+from mathverify_sweep.training.packed.grouped import Stack
 from mathverify_sweep.training.packed.layers import Adapters, Layers, Siblings
 from mathverify_sweep.training.packed.plan import Plan
-from mathverify_sweep.training.packed.stream import Share, Span, Stream
-from mathverify_sweep.training.packed.weights import Weights, together
+from mathverify_sweep.training.packed.stream import Laid, Share, Stream
+from mathverify_sweep.training.packed.weights import Weights, together, widest
 
 FAMILIES = ("llama", "qwen2", "qwen3", "gemma3", "gemma3_text")
 """`model_type`s whose layers are built as expected here; the tests have one of each."""
@@ -67,6 +69,13 @@ class PackedModel:
         self._body.config._attn_implementation = attention.NAME
         self._cap: float | None = getattr(self._body.config, "final_logit_softcapping", None)
         self._teach()
+        can_record = base.device.type == "cuda" and plan.together and not plan.checkpointing
+        self._graphs = Graphs(self._trained, base.device) if can_record else None
+
+    def expect(self, token_budget: int, longest: int) -> None:
+        """Passes will be of so many tokens at most, rows of so many."""
+        if self._graphs is not None:
+            self._graphs.expect(token_budget, longest)
 
     def weights(self, attached: PeftModel, params: TrainParams) -> Weights:
         """A copy of the adapter that PEFT has put on this base, as its layers read it."""
@@ -75,34 +84,46 @@ class PackedModel:
 
     def train(self, shares: Sequence[Share]) -> list[Tensor]:
         """Adds each share's gradient to its run's; gives each share's part of its effective batch's loss."""
-        with self._reading(shares) as stream:
-            hidden = self._hidden(stream)
-            losses = [self._loss(stream, span, hidden[span.start : span.end]) for span in stream.read_spans]
-            torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
-            if self._bundle is not None:
-                self._bundle.hand_back()
-        return [loss.detach() for loss in losses]
+        laid = Laid.of(shares, self.base.answers)
+        if self._graphs is not None and (losses := self._graphs.train(laid, shares)) is not None:
+            return list(losses)
+        stream = Stream(laid, self.base.device)
+        dropouts = dropout.of(stream, shares)
+        if len(shares) == 1:
+            return list(self._trained(stream, Alone(shares[0].weights, dropouts)))
+        runs = [share.weights for share in shares if share.weights is not None]
+        stack = Stack(widest(runs), len(runs), runs[0].compute)
+        stack.load(runs)
+        losses = self._trained(stream, Several(stack, stream, dropouts))
+        stack.hand_back(runs)
+        return list(losses)
 
     @torch.no_grad()
-    def judge(self, shares: Sequence[Share]) -> list[Tensor]:
-        """For each share the log-odds of its rows, float32: log P(True) - log P(False)."""
-        with self._reading(shares) as stream:
+    def judge(self, share: Share) -> Tensor:
+        """The log-odds of its rows, float32: log P(True) - log P(False)."""
+        stream = Stream(Laid.of([share], self.base.answers), self.base.device)
+        with self._reading(stream, Alone(share.weights, dropout.NO_DROPOUT)):
             hidden = self._hidden(stream).float()
-            # In bfloat16 a logit near 20 has steps of 0.125, so the odds of many rows would tie.
-            answers = list(self.base.answers)
-            two, bias = self._head.weight[answers].float(), self._head.bias
-            two_biases = None if bias is None else bias[answers].float()
-            parts = [functional.linear(hidden[span.start : span.end], two, two_biases) for span in stream.read_spans]
-            return [logits[:, 1] - logits[:, 0] for logits in map(self._capped, parts)]
+        # In bfloat16 a logit near 20 has steps of 0.125, so the odds of many rows would tie.
+        answers = list(self.base.answers)
+        two, bias = self._head.weight[answers].float(), self._head.bias
+        logits = self._capped(functional.linear(hidden, two, None if bias is None else bias[answers].float()))
+        return logits[:, 1] - logits[:, 0]
+
+    def _trained(self, stream: Stream, bundle: Bundle) -> Tensor:
+        """Forward and backward; the loss of each run."""
+        with self._reading(stream, bundle):
+            losses = stream.by_run(self._losses(stream, self._hidden(stream)))
+            losses.sum().backward()  # type: ignore[no-untyped-call]
+        return losses.detach()
 
     @contextmanager
-    def _reading(self, shares: Sequence[Share]) -> Iterator[Stream]:
-        """Within it the layers know what they read."""
-        stream = self._stream = Stream(shares, self.base.answers, self.base.device)
-        self._bundle = bundle(stream)
+    def _reading(self, stream: Stream, bundle: Bundle) -> Iterator[None]:
+        """Within it the layers know what they read, and for whom."""
+        self._stream, self._bundle = stream, bundle
         try:
             with fused.rotations(self._body):
-                yield stream
+                yield
         finally:
             self._stream = self._bundle = None
 
@@ -112,19 +133,18 @@ class PackedModel:
         hidden: Tensor = output.last_hidden_state.squeeze(0)
         return hidden
 
-    def _loss(self, stream: Stream, span: Span, hidden: Tensor) -> Tensor:
-        """By a head matmul of its own: whoever else is in the pass, a run's logits are the same."""
-        targets, weights = stream.targets(span.share)
+    def _losses(self, stream: Stream, hidden: Tensor) -> Tensor:
+        """Of each token that is read, weighted: (read,)."""
         at_once = max(1, LOGITS_AT_ONCE // self._head.weight.shape[0])
         if len(hidden) <= at_once:
-            return self._weighted(hidden, targets, weights)
-        parts = zip(*(torch.split(tensor, at_once) for tensor in (hidden, targets, weights)), strict=True)
-        return torch.stack([checkpoint(self._weighted, *part, use_reentrant=False) for part in parts]).sum()
+            return self._weighted(hidden, stream.targets, stream.weights)
+        tensors = (hidden, stream.targets, stream.weights)
+        parts = zip(*(torch.split(tensor, at_once) for tensor in tensors), strict=True)
+        return torch.cat([checkpoint(self._weighted, *part, use_reentrant=False) for part in parts])
 
     def _weighted(self, hidden: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
         logits = self._capped(functional.linear(hidden, self._head.weight, self._head.bias)).float()
-        log_probs = logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
-        return -(log_probs * weights).sum()
+        return -logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0] * weights
 
     def _capped(self, logits: Tensor) -> Tensor:
         return logits if self._cap is None else torch.tanh(logits / self._cap) * self._cap

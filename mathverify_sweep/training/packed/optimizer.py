@@ -47,8 +47,13 @@ class Optimizer:
         return float(self._schedule.get_last_lr()[0])
 
     def norm(self) -> Tensor:
-        """Of the gradient, before clipping. On the device: reading it waits for all that the device has to do."""
-        return torch.linalg.vector_norm(self._weights.gradient)
+        """Of the gradient of a whole effective batch, before clipping; to be asked for once, before `step`.
+
+        On the device: reading it waits for all that the device has to do.
+        """
+        self._weights.settle()
+        norm: Tensor = torch.linalg.vector_norm(self._weights.gradient)
+        return norm
 
     def step(self, norm: float) -> None:
         """One step along the gradient, clipped, which is 0 afterwards. `norm` is that of `norm()`.

@@ -140,7 +140,7 @@ def _bytes_per_token(base: BaseModel) -> float:
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     heads = 2 * config.num_attention_heads + 2 * config.num_key_value_heads
     layer = 4 * config.hidden_size + heads * head + 3 * config.intermediate_size
-    return 1.1 * base.compute_dtype.itemsize * (config.num_hidden_layers + 1) * layer
+    return float(1.1 * base.compute_dtype.itemsize * (config.num_hidden_layers + 1) * layer)
 
 
 def _packed_shapes(base: BaseModel) -> list[torch.Size]:

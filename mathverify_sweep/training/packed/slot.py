@@ -171,7 +171,7 @@ def log_odds(
     done: list[tuple[list[EncodedRow], Tensor]] = []
     while todo:
         try:
-            (odds,) = model.judge([Share(weights, todo[0])])
+            odds = model.judge(Share(weights, todo[0]))
         except RuntimeError as error:
             if not (device.is_out_of_memory(error) and len(todo[0]) > 1):
                 raise

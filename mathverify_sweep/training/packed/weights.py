@@ -3,7 +3,8 @@
 Flat, so that clearing, measuring and updating cost a few operations instead of some for each of hundreds of matrices.
 A is kept as PEFT keeps it, (rank, in), and B transposed, (rank, out), so that a padded rank only adds rows of zeros;
 they stay zeros, for no optimizer moves a zero without a gradient. Gradients are float32 whatever the adapter is kept
-in. Matmuls read `compute`, which is the adapter itself when the dtypes agree and else a copy that `refresh` renews.
+in. Matmuls read `compute`, a copy in their dtype with the scale already on A, which `refresh` renews: so a pass
+multiplies with no scale, and what it leaves in A's gradient is that of scale * A until `settle` puts the scale on.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import accumulate
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
@@ -32,7 +34,7 @@ _PREFIX, _A, _B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 class Block:
     """Where the adapters of layers that read the same rows lie in flat memory.
 
-    First A of all of them, (layers * rank, in), for one matmul; then of each layer B transposed, (rank, out).
+    A of all of them in one piece, (layers * rank, in), for one matmul; of each layer B transposed, (rank, out).
     """
 
     layers: tuple[str, ...]
@@ -67,9 +69,13 @@ class Views:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where all matrices of an adapter lie when its rank is padded so far. The last number belongs to none: a zero."""
+    """Where all matrices of an adapter lie when its rank is padded so far: every A, then from `b_start` every B.
+
+    The last number belongs to none: a zero.
+    """
 
     blocks: tuple[Block, ...]
+    b_start: int
     size: int
 
     @classmethod
@@ -77,18 +83,18 @@ class Layout:
         """For matrices of these shapes, named by their layers with PEFT's endings."""
         names = [name.removesuffix(_A) for name in shapes if name.endswith(_A)]
         assert len(shapes) == 2 * len(names), "an adapter has matrices A and B only"
-        blocks: list[Block] = []
-        end = 0
-        for layers in together(names):
-            inputs = shapes[layers[0] + _A][1]
-            outputs = tuple(shapes[layer + _B][0] for layer in layers)
-            start, b_starts = end, []
-            end = _aligned(start + len(layers) * rank * inputs)
-            for columns in outputs:
-                b_starts.append(end)
-                end = _aligned(end + rank * columns)
-            blocks.append(Block(layers, rank, inputs, outputs, start, tuple(b_starts)))
-        return cls(tuple(blocks), end + _ALIGNED)
+        groups = together(names)
+        inputs = [shapes[layers[0] + _A][1] for layers in groups]
+        outputs = [shapes[layer + _B][0] for layers in groups for layer in layers]
+        a_starts = _starts(0, [len(layers) * rank * columns for layers, columns in zip(groups, inputs, strict=True)])
+        b_starts = _starts(a_starts[-1], [rank * columns for columns in outputs])
+        blocks = []
+        at = 0
+        for layers, columns, start in zip(groups, inputs, a_starts, strict=False):
+            here = slice(at, at + len(layers))
+            blocks.append(Block(layers, rank, columns, tuple(outputs[here]), start, tuple(b_starts[here])))
+            at += len(layers)
+        return cls(tuple(blocks), a_starts[-1], b_starts[-1] + _ALIGNED)
 
     @cached_property
     def by_layer(self) -> dict[str, Block]:
@@ -99,7 +105,7 @@ class Layout:
         """Of each layer A (rank, in) and B transposed (rank, out) in flat memory, padding included."""
         found = {}
         for block in self.blocks:
-            parts = zip(block.layers, block.a(flat).split(block.rank), block.b(flat), strict=True)
+            parts = zip(block.layers, torch.split(block.a(flat), block.rank), block.b(flat), strict=True)
             found.update({layer: (a, b) for layer, a, b in parts})
         return found
 
@@ -141,7 +147,7 @@ class Weights:
         size = self.layout.size
         self.flat = torch.zeros(size, dtype=dtype, device=device)
         self.gradient = torch.zeros(size, dtype=torch.float32, device=device)
-        self.compute = self.flat if dtype is compute else torch.zeros(size, dtype=compute, device=device)
+        self.compute = torch.zeros(size, dtype=compute, device=device)
         blocks = [(block, Views(block, self.compute, self.gradient)) for block in self.layout.blocks]
         self.views = {layer: views for block, views in blocks for layer in block.layers}
         self.load(values)
@@ -178,8 +184,18 @@ class Weights:
 
     def refresh(self) -> None:
         """Let matmuls see the values as they are now."""
-        if self.compute is not self.flat:
-            self.compute.copy_(self.flat)
+        split = self.layout.b_start
+        torch.mul(self.flat[:split], self.scale, out=self.compute[:split])
+        self.compute[split:].copy_(self.flat[split:])
+
+    def settle(self) -> None:
+        """Once all passes of an effective batch have left their gradients: makes them those of A and B."""
+        self.gradient[: self.layout.b_start].mul_(self.scale)
+
+
+def widest(runs: Sequence[Weights]) -> Layout:
+    """The layout that all of them fit into."""
+    return max(runs, key=lambda weights: weights.padded_rank).layout
 
 
 def together(names: Iterable[str]) -> list[tuple[str, ...]]:
@@ -192,5 +208,6 @@ def together(names: Iterable[str]) -> list[tuple[str, ...]]:
     return [tuple(layers) for layers in found.values()]
 
 
-def _aligned(position: int) -> int:
-    return math.ceil(position / _ALIGNED) * _ALIGNED
+def _starts(first: int, sizes: Iterable[int]) -> list[int]:
+    """Where pieces of these sizes begin, aligned, one behind the other; and where the last of them ends."""
+    return list(accumulate((math.ceil(size / _ALIGNED) * _ALIGNED for size in sizes), initial=first))

@@ -23,7 +23,7 @@ from mathverify_sweep.training import base
 from mathverify_sweep.training.packed import measure, plan
 from mathverify_sweep.training.packed.model import PackedModel
 from mathverify_sweep.training.packed.optimizer import Optimizer
-from mathverify_sweep.training.packed.stream import Share, Stream, cut
+from mathverify_sweep.training.packed.stream import Laid, Share, Stream, cut
 from mathverify_sweep.training.packed.weights import Weights
 from tests.training.tiny_fixture import Place
 
@@ -73,21 +73,22 @@ def test_a_stream_is_its_rows_end_to_end() -> None:
     params = TrainParams(lora_r=4)
     mine, yours = weights(params), weights(params)
     shares = [Share(mine, rows(5, 3), whole=2.0), Share(yours, rows(4), prompt_weight=0.5, whole=2.5)]
-    stream = Stream(shares, (7, 8), CPU)
-    assert stream.ids.tolist() == [[0, 1, 2, 3, 4, 0, 1, 2, 0, 1, 2, 3]] == stream.positions.tolist()
-    assert stream.ends.tolist() == [0, 5, 8, 12]
-    assert [(span.start, span.end) for span in stream.token_spans] == [(0, 8), (8, 12)]
-    assert stream.read is not None
-    assert stream.read.tolist() == [4, 7, 8, 9, 10, 11]
-    assert [(span.start, span.end) for span in stream.read_spans] == [(0, 2), (2, 6)]
-    assert [tensor.tolist() for tensor in stream.targets(shares[0])] == [[8, 7], [0.5, 0.5]]
-    targets, shares_of_loss = stream.targets(shares[1])
-    assert targets.tolist() == [1, 2, 3, 8]
-    assert shares_of_loss.tolist() == pytest.approx([0.2, 0.2, 0.2, 0.4])
+    laid = Laid.of(shares, (7, 8))
+    assert laid.ids.tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 0, 1, 2, 3] == laid.positions.tolist()
+    assert laid.row_ends.tolist() == [0, 5, 8, 12]
+    assert laid.token_ends.tolist() == [8, 12]
+    assert laid.read.tolist() == [4, 7, 8, 9, 10, 11]
+    assert laid.read_ends.tolist() == [2, 6]
+    assert laid.targets.tolist() == [8, 7, 1, 2, 3, 8]
+    assert laid.weights.tolist() == pytest.approx([0.5, 0.5, 0.2, 0.2, 0.2, 0.4])
+    assert laid.owners.tolist() == [0, 0, 1, 1, 1, 1]
+    losses = Stream(laid, CPU).by_run(torch.tensor([1.0, 2.0, 3.0, math.nan, 5.0, 6.0]))
+    assert losses.isnan().tolist() == [False, True]
+    assert losses[0] == 3.0
 
 
 def test_rectangles_hold_rows_of_one_run_and_of_like_length() -> None:
-    stream = Stream([Share(None, rows(20, 18, 17, 16, 9)), Share(None, rows(9, 9))], (0, 1), CPU)
+    stream = Stream(Laid.of([Share(None, rows(20, 18, 17, 16, 9)), Share(None, rows(9, 9))], (0, 1)), CPU)
     assert [(group.start, group.end, group.rows, group.longest) for group in stream.groups] == [
         (0, 71, 4, 20),
         (71, 80, 1, 9),
