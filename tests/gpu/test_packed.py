@@ -14,6 +14,7 @@ import torch
 from mathverify_sweep.states import EndReason
 from mathverify_sweep.training.engine import PackedEngine
 from mathverify_sweep.training.order import Order
+from mathverify_sweep.training.packed import graphs
 from mathverify_sweep.training.packed.model import PackedModel
 from mathverify_sweep.training.reference import ReferenceEngine
 from tests.training.packed.company import Numbers, adapter_of, largest_difference, numbers, together
@@ -22,6 +23,8 @@ from tests.training.tiny_fixture import Place, Recorder, trained
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(torch.cuda.device_count() != 1, reason="needs one visible CUDA device"),
+    # bitsandbytes, of a base as small as the tests'
+    pytest.mark.filterwarnings("ignore:inner dimension .* is not aligned for fast kernel:UserWarning"),
 ]
 
 OPTIMIZERS = ("adamw_torch", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit", "lion_8bit")
@@ -135,25 +138,62 @@ def test_evaluation_is_that_of_the_reference_engine(place: Place, engine: Packed
 
 
 def test_memory_that_runs_out_makes_passes_smaller_and_all_runs_go_on(place: Place, tmp_path: Path) -> None:
-    """Passes of 16 rows each in four runs, in memory that is made to end in the middle of the first full one."""
+    """Passes of 64 rows in each of four runs, in memory that is made to end in the middle of the first full one."""
     engine = PackedEngine("cuda:0", slots=4, token_budget=100_000)
-    orders = {
-        str(i): Order(place.spec(quantization="nf4", seed=i, params={"effective_batch_size": 16}), tmp_path / str(i))
-        for i in range(4)
-    }
-    for run_id, order in orders.items():
-        engine.start(run_id, order, Recorder())
+    trained(engine, place.spec(quantization="nf4", train_rows=4), tmp_path / "warm", Recorder())
+    params = {"effective_batch_size": 64}
+    specs = [place.spec(quantization="nf4", seed=i, train_rows=128, params=params) for i in range(4)]
+    for i, spec in enumerate(specs):
+        engine.start(str(i), Order(spec, tmp_path / str(i)), Recorder())
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(0).total_memory
     results = {}
     try:
-        torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 2**22) / total)
+        torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 2**23) / total)
         while len(results) < 4:
             results.update(engine.step())
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert {result.end_reason for result in results.values()} == {EndReason.FINISHED}
     assert max(result.micro_batch_tokens for result in results.values()) < 100_000
+
+
+def test_a_recorded_pass_is_the_pass_itself(
+    place: Place, engine: PackedEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Padded to the next shape, runs without tokens among them: the same losses and adapters but for rounding."""
+    specs = [place.spec(params=kind, quantization="nf4", seed=i) for i, kind in enumerate(KINDS[2:])]
+    replays: list[int] = []
+    replay = graphs._Recorded.replay
+    monkeypatch.setattr(graphs._Recorded, "replay", lambda *args: replays.append(1) or replay(*args))
+    told: dict[str, dict[str, Recorder]] = {}
+    for way in ("recorded", "launched"):
+        recorders = told[way] = {str(i): Recorder() for i in range(len(specs))}
+        orders = {str(i): Order(spec, tmp_path / way / str(i)) for i, spec in enumerate(specs)}
+        together(engine, orders, recorders)
+        assert replays
+        monkeypatch.setattr(graphs.Graphs, "train", lambda *_: None)
+    for i in range(len(specs)):
+        recorded, launched = (told[way][str(i)].losses for way in ("recorded", "launched"))
+        assert recorded == pytest.approx(launched, rel=0.02)
+        adapters = [adapter_of(tmp_path / way / str(i)) for way in ("recorded", "launched")]
+        assert largest_difference(*adapters) < 5e-3
+
+
+def test_dropout_keeps_its_share_and_draws_the_same_again() -> None:
+    from mathverify_sweep.training.packed.kernels import dropped
+
+    matrix = torch.ones(2_000, 1_500, device="cuda", dtype=torch.bfloat16)
+    seeds = torch.full((2_000,), 2**45 + 7, device="cuda")
+    kept = torch.full((2_000,), 0.75, device="cuda")
+    kept[1_000:] = 1.0
+    places = torch.arange(2_000, dtype=torch.int32, device="cuda") % 1_000
+    once = dropped(seeds, kept, places, matrix, 3)
+    assert torch.equal(once, dropped(seeds, kept, places, matrix, 3))
+    assert not torch.equal(once, dropped(seeds, kept, places, matrix, 4))
+    assert torch.equal(once[1_000:], matrix[1_000:])
+    assert (once[:1_000] > 0).float().mean() == pytest.approx(0.75, abs=2e-3)
+    assert once[:1_000].float().mean() == pytest.approx(1.0, abs=5e-3)
 
 
 def test_a_token_budget_is_measured_once_and_remembered(

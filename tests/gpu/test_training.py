@@ -17,6 +17,8 @@ from tests.training.tiny_fixture import Place, Recorder, trained
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(torch.cuda.device_count() != 1, reason="needs one visible CUDA device"),
+    # bitsandbytes, of a base as small as the tests'
+    pytest.mark.filterwarnings("ignore:inner dimension .* is not aligned for fast kernel:UserWarning"),
 ]
 
 OPTIMIZERS = ("adamw_torch", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit", "lion_8bit")

@@ -44,6 +44,9 @@ class Several:
         views = self.stack.views(layers.names)
         if views is None:
             return None
+        if self.stack.places == 1:
+            # A product as deep as the pass has tokens is cut into pieces by plain matmuls only: a fifth of the time.
+            return OneRun(views, _numbers(layers, views), self.dropouts[layers.behind])
         ends = self.stream.read_ends if layers.behind else self.stream.token_ends
         return ManyRuns(views, ends, _numbers(layers, views), self.dropouts[layers.behind])
 

@@ -28,13 +28,13 @@ from mathverify_sweep.training.packed.weights import Layout, Weights, widest
 
 log = logging.getLogger(__name__)
 
-_STEPS = 8
-"""Sizes of passes up to the token budget: a pass is padded by a sixteenth of the budget, on average."""
+_STEPS = 16
+"""Sizes of passes up to the token budget: a pass is padded by a thirty-second of the budget, on average."""
 
 _ALIGNED = 128
 """Sizes are multiples of so many tokens, and of half as many rows."""
 
-_MOST = 24
+_MOST = 48
 """Graphs that are kept. Each has some megabytes of its own; what a pass works in, all of them share."""
 
 
@@ -54,6 +54,8 @@ class Graphs:
 
     def __init__(self, trained: Callable[[Stream, Bundle], Tensor], on: torch.device) -> None:
         self._trained, self._device = trained, on
+        # One for all: each stream that multiplies takes some memory for good.
+        self._side: torch.cuda.Stream | None = None
         self._sizes: list[int] = []
         self._longest = _ALIGNED
         self._recorded: OrderedDict[tuple[Shape, Layout], _Recorded] = OrderedDict()
@@ -97,10 +99,11 @@ class Graphs:
             like = torch.empty((), dtype=torch.bfloat16, device=self._device)
             self._stacks[key] = self._stacks.get((*key[:2], not shape.with_dropout)) or Stack(layout, shape.runs, like)
             few = replace(shape, tokens=2 * _ALIGNED, rows=_ALIGNED, longest=_ALIGNED)
-            side = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-            with torch.cuda.stream(side):
+            self._side = self._side or torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+            torch.cuda.synchronize(self._device)
+            with torch.cuda.stream(self._side):
                 self._pass(few, self._stacks[key], Stream(padded(_nothing(), few), self._device))
-            side.synchronize()
+            torch.cuda.synchronize(self._device)
         return self._stacks[key]
 
     def _record(self, shape: Shape, stack: Stack) -> _Recorded:
@@ -108,7 +111,7 @@ class Graphs:
         stream = Stream(padded(_nothing(), shape), self._device)
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         try:
-            with torch.cuda.graph(graph, pool=self._pool):
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._side):
                 losses = self._pass(shape, stack, stream)
         except RuntimeError as error:
             # What ends a recording is heard of as an error of the recording.

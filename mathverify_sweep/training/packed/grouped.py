@@ -47,13 +47,21 @@ class Stack:
                 index = moved(self.layout, weights.layout, gradient.device)
                 weights.gradient.add_(gradient.index_select(0, index))
 
+    @property
+    def places(self) -> int:
+        """For how many runs it has room."""
+        return len(self._values)
+
     def views(self, layers: Sequence[str]) -> Views | None:
-        """Of the block of these layers, (places, rows, columns) each; None when it has no adapters."""
+        """Of the block of these layers: (places, rows, columns) each, of a single place (rows, columns). None when the
+        block has no adapters.
+        """
         block = next((self.layout.by_layer[layer] for layer in layers if layer in self.layout.by_layer), None)
         if block is None:
             return None
         if block.layers[0] not in self._views:
-            self._views[block.layers[0]] = Views(block, self._values, self._gradient)
+            memory = (self._values, self._gradient) if self.places > 1 else (self._values[0], self._gradient[0])
+            self._views[block.layers[0]] = Views(block, *memory)
         return self._views[block.layers[0]]
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -27,9 +25,7 @@ def dropped(seeds: Tensor, kept: Tensor, places: Tensor, matrix: Tensor, number:
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _dropped(
-    matrix: Any, result: Any, seeds: Any, kept: Any, places: Any, number: Any, columns: Any, block: tl.constexpr
-) -> None:
+def _dropped(matrix, result, seeds, kept, places, number, columns, block: tl.constexpr):  # type: ignore[no-untyped-def]
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * block + tl.arange(0, block)
     inside = at < columns
