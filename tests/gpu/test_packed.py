@@ -52,10 +52,10 @@ def test_every_optimizer_learns_in_bfloat16_on_nf4(
     place: Place, engine: PackedEngine, tmp_path: Path, optim: str
 ) -> None:
     params = {"optim": optim, "lora_r": 64, "learning_rate": 3e-4 if optim == "lion_8bit" else 3e-3}
-    recorder = Recorder()
+    recorder, before = Recorder(), torch.cuda.memory_allocated()
     result = trained(engine, place.spec(params=params, quantization="nf4", train_rows=120), tmp_path, recorder)
     assert sum(recorder.losses[-3:]) / 3 < 0.6 * recorder.losses[0]
-    assert 0 < result.peak_memory_bytes < 2**30
+    assert before < result.peak_memory_bytes < before + 2**30
     assert all(tensor.dtype is torch.float32 for tensor in adapter_of(tmp_path).values())
 
 
@@ -82,8 +82,14 @@ def test_in_bfloat16_it_stays_as_near_to_trl_as_trl_to_float32(
     trained(engine, spec, tmp_path / "packed", ours)
     trained(ReferenceEngine("cuda:0"), spec, tmp_path / "trl", theirs)
     trained(ReferenceEngine("cuda:0"), exact, tmp_path / "exact", expected)
-    assert ours.losses == pytest.approx(theirs.losses, rel=0.03)
-    assert ours.losses == pytest.approx(expected.losses, rel=0.03)
+    assert apart(ours, expected) <= 2 * apart(theirs, expected) + 0.01
+    assert apart(ours, theirs) <= 2 * apart(theirs, expected) + 0.01
+
+
+def apart(one: Recorder, other: Recorder) -> float:
+    """Root mean square of the differences of two runs' losses, relative to their size."""
+    pairs = list(zip(one.losses, other.losses, strict=True))
+    return (sum(((a - b) / b) ** 2 for a, b in pairs) / len(pairs)) ** 0.5
 
 
 def test_company_moves_a_run_by_rounding_only(place: Place, engine: PackedEngine, tmp_path: Path) -> None:
@@ -192,8 +198,8 @@ def test_dropout_keeps_its_share_and_draws_the_same_again() -> None:
     assert torch.equal(once, dropped(seeds, kept, places, matrix, 3))
     assert not torch.equal(once, dropped(seeds, kept, places, matrix, 4))
     assert torch.equal(once[1_000:], matrix[1_000:])
-    assert (once[:1_000] > 0).float().mean() == pytest.approx(0.75, abs=2e-3)
-    assert once[:1_000].float().mean() == pytest.approx(1.0, abs=5e-3)
+    assert float((once[:1_000] > 0).float().mean()) == pytest.approx(0.75, abs=2e-3)
+    assert float(once[:1_000].float().mean()) == pytest.approx(1.0, abs=5e-3)
 
 
 def test_a_token_budget_is_measured_once_and_remembered(
