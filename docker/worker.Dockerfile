@@ -19,7 +19,7 @@ COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY mathverify_sweep ./mathverify_sweep
 COPY storage ./storage
 COPY sweeps ./sweeps
-RUN pip install --no-cache-dir -c constraints.txt .[worker]
+RUN pip install --no-cache-dir -c constraints.txt .[worker,cuda]
 
 # A named volume takes the owner of the folder it covers.
 RUN useradd --create-home --uid 10001 mvsweep && install -d -o mvsweep /output /cache/huggingface
