@@ -1,11 +1,18 @@
-"""The packed engine against TRL: training samples a second, memory and loss, on the same rows, base and device.
+"""The packed engine against TRL and Unsloth: samples a second, memory and loss, on the same rows, base and device.
 
     python -m benchmarks.engine                                           the built-in model on a CPU
-    python -m benchmarks.engine --device cuda:0 --base HuggingFaceTB/SmolLM2-135M --rows 1024 --slots 1 16
+    python -m benchmarks.engine --device cuda:0 --base FOLDER --data FILE --rows 1024 --slots 1 16 \
+        --effective-batches 8 16 32 --ranks 16 32 64
+    python -m benchmarks.shapes llama_8b /tmp/llama_8b --data FILE        random weights of that shape
+    python -m benchmarks.engine --device cuda:0 --base /tmp/llama_8b --data FILE --template steps --rows 192 \
+        --slots 1 --unsloth FOLDER_OF_ITS_PACKAGES
 
 TRL is the stock SFTTrainer with PEFT and completion-only loss, in the three ways in which people run it, and the best
-of them in several processes at once. Every measurement is a process of its own, and its first step, which chooses
-kernels, does not count. Prints a table; `--json FILE` writes all of it with versions, device and commit.
+of them in several processes at once. Unsloth is its model under that trainer, in the way it advertises and in the
+fastest one; its packages are its own, since it asks for older ones. Every measurement is a process of its own, and what
+chooses and records kernels does not count: a packed engine's first round of short runs, the others' first step. The
+rivals train one run, of the first effective batch and rank. Prints a table; `--json FILE` writes all of it with
+versions, device and commit.
 """
 
 from __future__ import annotations
@@ -23,12 +30,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-EFFECTIVE_BATCH = 32
 TRL = {
     "TRL 2 x 16, checkpointing": (2, 16, True),
     "TRL 4 x 8, checkpointing": (4, 8, True),
     "TRL 8 x 4": (8, 4, False),
 }
+UNSLOTH = {
+    "Unsloth 4 x 8, its checkpointing": (4, 8, True),
+    "Unsloth 8 x 4": (8, 4, False),
+}
+WARM_STEPS = 4
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes")
 
 
@@ -42,11 +53,12 @@ def main() -> None:
     results += [_in_processes(name) for name in TRL]
     best = max(results[len(options.slots) :], key=lambda result: float(result["samples_per_second"]))
     results.append(_in_processes(best["name"], processes=options.concurrent))
-    print(f"{'':44}{'samples/s':>10}{'x best TRL':>12}{'memory, GB':>12}{'last loss':>11}")
+    results += [_in_processes(name) for name in UNSLOTH if options.unsloth]
+    print(f"{'':44}{'samples/s':>10}{'x best TRL':>12}{'judged/s':>10}{'memory, GB':>12}{'last loss':>11}")
     for result in results:
-        rate = result["samples_per_second"]
+        rate, judged = result["samples_per_second"], result["judged_per_second"]
         print(
-            f"{result['name']:44}{rate:10.1f}{rate / best['samples_per_second']:12.2f}"
+            f"{result['name']:44}{rate:10.1f}{rate / best['samples_per_second']:12.2f}{judged or '':>10}"
             f"{result['peak_memory_bytes'] / 1e9:12.1f}{result['last_loss']:11.4f}"
         )
     if options.json:
@@ -60,7 +72,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", help="cpu or cuda:0")
     parser.add_argument("--data", default="generated", help="a file with the columns of a sweep, or `generated`")
     parser.add_argument("--rows", type=int, default=320, help="training rows of each run")
-    parser.add_argument("--rank", type=int, default=32)
+    parser.add_argument("--template", default="plain", help="prompt template")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[32], help="of the runs, in turn")
+    parser.add_argument("--effective-batches", type=int, nargs="+", default=[32], help="of the runs, in turn")
+    parser.add_argument("--unsloth", type=Path, help="folder of Unsloth's packages, to measure it too")
     parser.add_argument("--max-length", type=int, default=1024)
     parser.add_argument("--slots", type=int, nargs="+", default=[1, 4], help="runs at once in the packed engine")
     parser.add_argument("--concurrent", type=int, default=2, help="processes of the best TRL configuration at once")
@@ -72,7 +87,10 @@ def _options() -> argparse.Namespace:
 def _in_processes(name: str, processes: int = 1) -> dict[str, Any]:
     """One measurement; of several processes at once their rates and memory add up."""
     command = [sys.executable, "-m", "benchmarks.engine", *sys.argv[1:], "--measure", name]
-    started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(processes)]
+    environment = dict(os.environ)
+    if name in UNSLOTH:
+        environment["PYTHONPATH"] = f"{_options().unsloth}:{environment.get('PYTHONPATH', '')}"
+    started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(processes)]
     told = [process.communicate()[0] for process in started]
     failed = [process.returncode for process in started if process.returncode]
     if failed:
@@ -84,6 +102,7 @@ def _in_processes(name: str, processes: int = 1) -> dict[str, Any]:
         "peak_memory_bytes": sum(result["peak_memory_bytes"] for result in results),
         "last_loss": sum(result["last_loss"] for result in results) / processes,
         "samples": sum(result["samples"] for result in results),
+        "judged_per_second": results[0].get("judged_per_second"),
     }
 
 
@@ -124,57 +143,163 @@ class Clock:
 
 
 def _measure(options: argparse.Namespace) -> dict[str, Any]:
+    name: str = options.measure
+    if name == "texts":
+        return {"texts": _texts(options)}
+    if name in UNSLOTH:
+        return _unsloth(options, *UNSLOTH[name])
     from mathverify_sweep.training import device
 
     steps: list[tuple[float, int]] = []
-    name: str = options.measure
-    losses = _trl(options, *TRL[name], steps) if name in TRL else _packed(options, int(name.split()[1]), steps)
-    # The first step of each run warms up; what comes until then counts neither as time nor as work.
-    warm = len(losses)
-    seconds, samples = steps[-1][0] - steps[warm - 1][0], sum(rows for _, rows in steps[warm:])
+    judged = None
+    if name in TRL:
+        losses = _trl(options, *TRL[name], steps)
+    else:
+        losses, judged = _packed(options, int(name.split()[1]), steps)
     return {
-        "samples_per_second": samples / seconds,
-        "samples": samples,
+        **_rate(steps, len(losses)),
         "last_loss": sum(losses) / len(losses),
         "peak_memory_bytes": device.peak_memory(device.find(options.device)),
+        "judged_per_second": judged,
     }
 
 
-def _spec(options: argparse.Namespace, seed: int) -> Any:
+def _rate(steps: list[tuple[float, int]], runs: int) -> dict[str, Any]:
+    """Of steps with their times and rows. The first of each run is where the clock starts."""
+    seconds, samples = steps[-1][0] - steps[runs - 1][0], sum(rows for _, rows in steps[runs:])
+    return {"samples_per_second": samples / seconds, "samples": samples}
+
+
+def _spec(options: argparse.Namespace, seed: int, validation_rows: int = 10) -> Any:
     from mathverify_sweep.data import dataset
     from mathverify_sweep.specs import BaseModelSpec, DataSpec, RunSpec, TrainParams
 
-    data = DataSpec(source=options.data, generated_rows=max(2_000, 2 * options.rows), validation_rows=10)
+    data = DataSpec(source=options.data, generated_rows=max(12_000, 2 * options.rows), validation_rows=validation_rows)
+    params = TrainParams(
+        lora_r=options.ranks[seed % len(options.ranks)],
+        effective_batch_size=options.effective_batches[seed % len(options.effective_batches)],
+        prompt_template=options.template,
+    )
     return RunSpec(
         study_name="benchmark",
         trial_number=seed,
         base_model=BaseModelSpec(name=options.base, quantization=options.quantization),
         data=data,
         data_fingerprint=dataset.load(data).fingerprint,
-        params=TrainParams(lora_r=options.rank, effective_batch_size=EFFECTIVE_BATCH),
+        params=params,
         train_rows=options.rows,
         max_length=options.max_length,
         seed=seed,
     )
 
 
-def _packed(options: argparse.Namespace, slots: int, steps: list[tuple[float, int]]) -> list[float]:
-    """The last losses of so many runs, side by side."""
+def _packed(options: argparse.Namespace, slots: int, steps: list[tuple[float, int]]) -> tuple[list[float], float]:
+    """The last losses of so many runs, side by side, and how many rows a second are judged."""
     from mathverify_sweep.training.engine import PackedEngine
-    from mathverify_sweep.training.order import Order
 
     engine = PackedEngine(options.device, slots)
-    clocks = [Clock(steps, EFFECTIVE_BATCH) for _ in range(slots)]
+    specs = [_spec(options, seed) for seed in range(slots)]
+    # Short runs first: shapes of passes are recorded when they are met.
+    short = [spec.model_copy(update={"train_rows": WARM_STEPS * spec.params.effective_batch_size}) for spec in specs]
+    _together(engine, short, [])
+    losses = _together(engine, specs, steps)
+    judge = _spec(options, 0, validation_rows=1_000)
+    engine.score(judge, None, "validation")
+    began = time.perf_counter()
+    judged = len(engine.score(judge, None, "validation"))
+    return losses, round(judged / (time.perf_counter() - began), 1)
+
+
+def _together(engine: Any, specs: list[Any], steps: list[tuple[float, int]]) -> list[float]:
+    """All of these runs in the engine, to their ends; their last losses."""
+    from mathverify_sweep.training.order import Order
+
+    clocks = [Clock(steps, spec.params.effective_batch_size) for spec in specs]
     with tempfile.TemporaryDirectory() as folder:
-        for seed, clock in enumerate(clocks):
-            engine.start(str(seed), Order(_spec(options, seed), Path(folder) / str(seed)), clock)
+        for number, (spec, clock) in enumerate(zip(specs, clocks, strict=True)):
+            engine.start(str(number), Order(spec, Path(folder) / str(number)), clock)
         ended: list[Any] = []
-        while len(ended) < slots:
+        while len(ended) < len(specs):
             ended += engine.step()
     failed = [result.message for _, result in ended if result.end_reason != "finished"]
     if failed:
         raise SystemExit(failed[0])
     return [clock.losses[-1] for clock in clocks]
+
+
+def _texts(options: argparse.Namespace) -> list[str]:
+    """The rows of the first run in its order, prompt and verdict, for a process with packages of its own."""
+    from mathverify_sweep.training import device
+    from mathverify_sweep.training.batches import training_order
+    from mathverify_sweep.training.material import Library
+
+    spec = _spec(options, 0)
+    material = Library(device.find(options.device)).material(spec)
+    decode = material.base.tokenizer.decode
+    rows = training_order(material.train.rows, spec.seed)
+    return [decode([*row.prompt_ids, material.base.answers[row.is_correct]]) for row in rows]
+
+
+def _unsloth(options: argparse.Namespace, batch: int, accumulated: int, checkpointing: bool) -> dict[str, Any]:
+    """As its users run it: its model under the trainer of the TRL that it asks for, loss on the whole text."""
+    command = [sys.executable, "-m", "benchmarks.engine", *sys.argv[1:-1], "texts"]
+    own = {**os.environ, "PYTHONPATH": os.environ["PYTHONPATH"].partition(":")[2]}
+    told = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=own).stdout
+    texts = json.loads(told.strip().splitlines()[-1])["texts"]
+    os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"
+    from unsloth import FastLanguageModel  # noqa: I001 - it changes those that follow
+    import torch
+    from datasets import Dataset
+    from transformers import TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    model, tokenizer = FastLanguageModel.from_pretrained(
+        options.base, max_seq_length=options.max_length, dtype=torch.bfloat16, load_in_4bit=True
+    )
+    rank = options.ranks[0]
+    model = FastLanguageModel.get_peft_model(
+        model,
+        r=rank,
+        lora_alpha=2 * rank,
+        lora_dropout=0,
+        target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        bias="none",
+        use_rslora=True,
+        use_gradient_checkpointing="unsloth" if checkpointing else False,
+    )
+    steps: list[tuple[float, int]] = []
+
+    class Steps(TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            torch.cuda.synchronize()
+            steps.append((time.perf_counter(), batch * accumulated))
+
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = SFTConfig(
+            output_dir=folder,
+            num_train_epochs=1,
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=accumulated,
+            bf16=True,
+            learning_rate=2e-4,
+            lr_scheduler_type="cosine",
+            max_length=options.max_length,
+            dataset_text_field="text",
+            logging_steps=1,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+        )
+        trainer = SFTTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=Dataset.from_dict({"text": texts}),
+            processing_class=tokenizer,
+            callbacks=[Steps()],
+        )
+        trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return {**_rate(steps, 1), "last_loss": losses[-1], "peak_memory_bytes": torch.cuda.max_memory_allocated()}
 
 
 def _trl(
@@ -199,7 +324,7 @@ def _trl(
         verdict = base.answers[row.is_correct]
         table["input_ids"].append([*row.prompt_ids, verdict])
         table["labels"].append([-100] * len(row.prompt_ids) + [verdict])
-    clock = Clock(steps, EFFECTIVE_BATCH)
+    clock = Clock(steps, batch * accumulated)
 
     class Steps(TrainerCallback):
         def on_step_end(self, *_: Any, **__: Any) -> None:
