@@ -110,7 +110,7 @@ class Layout:
         return found
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=8)
 def moved(source: Layout, target: Layout, device: torch.device) -> Tensor:
     """Which number of `source` stands at each place of `target`, int32: ranks become wider by zeros, or narrower."""
     numbers = torch.arange(source.size, dtype=torch.int32, device=device)
