@@ -188,14 +188,13 @@ def _trl(
     from trl import SFTConfig, SFTTrainer
 
     from mathverify_sweep.training import device
-    from mathverify_sweep.training.batches import training_order
     from mathverify_sweep.training.material import Library
 
     spec = _spec(options, 0)
     material = Library(device.find(options.device)).material(spec)
     base = material.base
     table: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
-    for row in training_order(material.train.rows, spec.seed):
+    for row in material.train.rows:
         verdict = base.answers[row.is_correct]
         table["input_ids"].append([*row.prompt_ids, verdict])
         table["labels"].append([-100] * len(row.prompt_ids) + [verdict])

@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mathverify_sweep import metrics, sweep_file
-from mathverify_sweep.config import SweepConfig
+from mathverify_sweep.config import PromotionConfig, SweepConfig
 from mathverify_sweep.data import baselines, dataset, injected
 from mathverify_sweep.data.write import write
 from mathverify_sweep.errors import ConfigError, DataError, StudyError
 from mathverify_sweep.metrics import Interval
 from mathverify_sweep.reports.checked import load_data
-from mathverify_sweep.specs import Metrics, RunResult, Split
+from mathverify_sweep.specs import Metrics, RunResult, RunSpec, Split
 from mathverify_sweep.states import EndReason, RunState
 from mathverify_sweep.store import promotions, runs, studies
 from mathverify_sweep.store.runs import Claim
-from mathverify_sweep.study import promotion
+from mathverify_sweep.study import plans, promotion
 from mathverify_sweep.study import study as study_page
 
 if TYPE_CHECKING:
@@ -39,9 +39,10 @@ class Promoted:
     """A trial and the promotion that holds its stages; `created` is False when it was there before."""
 
     trial_number: int
+    plan: str
     promotion_id: str
     created: bool
-    stages: tuple[int, ...]
+    stages: tuple[RunSpec, ...]
 
 
 def create(database: Database, config: SweepConfig) -> bool:
@@ -95,14 +96,18 @@ def build_rows(source: Path, target: Path, wrong_share: float, seed: int) -> int
     return len(rows)
 
 
-def promote(database: Database, study: StudyHandle, top: int, trial: int | None) -> list[Promoted]:
-    """Queue the long runs of the best `top` trials, or of one trial. Said twice, it changes nothing.
+def promote(
+    database: Database, study: StudyHandle, top: int, trial: int | None, overrides: Sequence[str] = ()
+) -> list[Promoted]:
+    """Queue the long runs of the best `top` trials, or of one trial, by the study's plan with `promotion.key=value`
+    overrides. Said twice, it changes nothing; another plan is another promotion.
 
     A promotion with stages that failed gets them queued again.
     """
+    settings = sweep_file.promotion(study.config, overrides)
     chosen = promotion.select(study, top) if trial is None else [trial]
     available = len(dataset.load(study.config.data_spec).train)
-    return [_promote(database, study, number, available) for number in chosen]
+    return [_promote(database, study, number, available, settings) for number in chosen]
 
 
 def evaluate(database: Database, run: RunRecord, split: Split, output: Path, device: str) -> Metrics:
@@ -148,13 +153,15 @@ def compare(database: Database, first: RunRecord, second: RunRecord, split: Spli
     return metrics.paired_difference(odds[0], odds[1], labels, dataset.groups(rows))
 
 
-def _promote(database: Database, study: StudyHandle, number: int, available: int) -> Promoted:
-    specs = promotion.stages(study, number, available)
-    plan = study.config.promotion.model_dump_json(include={"plan", "stages"})
-    promotion_id, created = promotions.record(database, study.config.study, number, plan, specs, datetime.now(UTC))
+def _promote(
+    database: Database, study: StudyHandle, number: int, available: int, settings: PromotionConfig
+) -> Promoted:
+    stages = plans.plan(promotion.spec_of(study, number), available, settings)
+    now = datetime.now(UTC)
+    promotion_id, created = promotions.record(database, study.config.study, number, settings.key, stages, now)
     if not created:
-        promotions.resume(database, promotion_id, datetime.now(UTC))
-    return Promoted(number, promotion_id, created, tuple(spec.train_rows for spec in specs))
+        promotions.resume(database, promotion_id, now)
+    return Promoted(number, settings.plan, promotion_id, created, tuple(stage.spec for stage in stages))
 
 
 def _claim(run: RunRecord) -> Claim:

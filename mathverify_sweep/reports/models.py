@@ -36,6 +36,7 @@ class RunRow(Frozen):
     accuracy_low: float | None = Field(description="lower end of the 95 % interval, clustered by question")
     accuracy_high: float | None
     rows_seen: int
+    rows_to_meet: int = Field(description="what `rows_seen` is at the end, unless rows do not fit")
     train_rows: int
     seconds: float = Field(description="device time of all attempts")
     worker: str | None
@@ -53,14 +54,20 @@ class TrialRow(RunRow):
 
 
 class StageRow(RunRow):
-    """A stage of a promotion. `started_from` is the run whose adapter it took."""
+    """A stage of a promotion. `started_from` is the run whose adapter, or whose checkpoint, it took."""
 
     stage: int
+    part: Literal["trunk", "cooldown"] | None = Field(None, description="of the plan `trunk`")
     started_from: str | None
+
+    @property
+    def name(self) -> str:
+        """`2`, or `2 trunk`."""
+        return f"{self.stage} {self.part}" if self.part else f"{self.stage}"
 
 
 class PromotionRow(Frozen):
-    """The long run of one trial."""
+    """The long run of one trial by one plan."""
 
     promotion_id: str
     trial_number: int
@@ -80,7 +87,7 @@ class RunningRow(Frozen):
     worker: str
     gpu: str
     rows_seen: int
-    train_rows: int
+    rows_to_meet: int
     value: float | None
     loss: float | None
     started_at: datetime | None

@@ -126,7 +126,7 @@ def _headline(report: StatusReport) -> Text:
 def _trials(report: StatusReport) -> Table:
     table = _table("trial", "state", "value [95 %]", "rows", "time", "worker")
     for trial in report.trials:
-        seen = f"{trial.rows_seen:,}/{trial.train_rows:,}"
+        seen = f"{trial.rows_seen:,}/{trial.rows_to_meet:,}"
         where = f"{trial.worker} {trial.gpu}" if trial.worker else ""
         table.add_row(f"{trial.number}", _state(trial), _value(trial), seen, _time(trial), where)
     return table
@@ -134,13 +134,13 @@ def _trials(report: StatusReport) -> Table:
 
 def _promotions(report: StatusReport) -> Table:
     table = _table("promoted", "stage", "state", "value [95 %]", "rows", "time", "from")
-    names = {stage.run_id: f"stage {stage.stage}" for row in report.promotions for stage in row.stages}
+    names = {stage.run_id: f"{stage.stage}" for row in report.promotions for stage in row.stages}
     for row in report.promotions:
         for stage in row.stages:
             start = names.get(stage.started_from, "") if stage.started_from else ""
-            seen = f"{stage.rows_seen:,}/{stage.train_rows:,}"
+            seen = f"{stage.rows_seen:,}/{stage.rows_to_meet:,}"
             state = (_state(stage), _value(stage), seen, _time(stage), start)
-            table.add_row(f"trial {row.trial_number}", f"{stage.stage}", *state)
+            table.add_row(f"{row.trial_number} {row.plan}", stage.name, *state)
     return table
 
 
@@ -148,7 +148,7 @@ def _now(run: RunningRow) -> Text:
     what = f"trial {run.trial_number}" + (f" stage {run.stage}" if run.stage else "")
     value = "" if run.value is None else f", value {run.value:.4f}"
     loss = "" if run.loss is None else f", loss {run.loss:.3f}"
-    return Text(f"now: {what} on {run.worker} ({run.gpu}): {run.rows_seen:,} of {run.train_rows:,} rows{value}{loss}")
+    return Text(f"now: {what} on {run.worker} ({run.gpu}): {run.rows_seen:,} of {run.rows_to_meet:,} rows{value}{loss}")
 
 
 def _progress(report: StatusReport) -> Table:
@@ -160,8 +160,8 @@ def _progress(report: StatusReport) -> Table:
     for run in report.running:
         what = f"trial {run.trial_number}" + (f" stage {run.stage}" if run.stage else "")
         said = f"loss {run.loss:.3f}" if run.loss is not None else "starting"
-        seen = f"{run.rows_seen:,}/{run.train_rows:,}"
-        table.add_row(what, ProgressBar(run.train_rows, run.rows_seen, width=24), seen, said)
+        seen = f"{run.rows_seen:,}/{run.rows_to_meet:,}"
+        table.add_row(what, ProgressBar(run.rows_to_meet, run.rows_seen, width=24), seen, said)
     return table
 
 
@@ -169,14 +169,14 @@ def _ended(report: StatusReport) -> list[tuple[str, RunRow]]:
     """Trials and stages that have ended, with their titles."""
     found: list[tuple[str, RunRow]] = [(f"trial {trial.number}", trial) for trial in report.trials]
     for row in report.promotions:
-        found += [(f"trial {row.trial_number} stage {stage.stage}", stage) for stage in row.stages]
+        found += [(f"trial {row.trial_number} stage {stage.name}", stage) for stage in row.stages]
     return [(title, run) for title, run in found if run.state not in (RunState.RUNNING, RunState.WAITING)]
 
 
 def _line(title: str, run: RunRow) -> Text:
     text = Text(f"{title} ")
     text.append_text(_state(run))
-    return text.append(f" {_value(run)} after {run.rows_seen:,} of {run.train_rows:,} rows, {_time(run)}")
+    return text.append(f" {_value(run)} after {run.rows_seen:,} of {run.rows_to_meet:,} rows, {_time(run)}")
 
 
 def _state(run: RunRow) -> Text:

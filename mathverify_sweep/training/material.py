@@ -19,12 +19,15 @@ from mathverify_sweep.errors import DataDrift, ModelError
 from mathverify_sweep.specs import BaseModelSpec, DataSpec, RunSpec, Split
 from mathverify_sweep.training import base
 from mathverify_sweep.training.base import BaseModel
+from mathverify_sweep.training.batches import training_order
 from mathverify_sweep.training.evaluate import log_odds
 
 
 @dataclass(frozen=True)
 class Material:
-    """What one run works on. `labels` and `groups` are those of all validation rows, in the split's order."""
+    """What one run works on. `train` has the rows as the run meets them; `labels` and `groups` are those of all
+    validation rows, in the split's order.
+    """
 
     base: BaseModel
     micro_batch_tokens: int
@@ -69,10 +72,11 @@ class Library:
         """All that a run of this spec works on."""
         data = self.data(spec.data, spec.data_fingerprint)
         loaded = self.base(spec.base_model)
+        nested = self.rows(spec, "train", len(data.training_rows(spec.train_rows)))
         return Material(
             base=loaded,
             micro_batch_tokens=base.micro_batch_tokens(loaded, spec),
-            train=self.rows(spec, "train", len(data.training_rows(spec.train_rows))),
+            train=Encoded(tuple(training_order(nested.rows, spec)), nested.left_out),
             validation=self.rows(spec, "validation", len(data.validation)),
             labels=tuple(row.is_correct for row in data.validation),
             groups=tuple(dataset.groups(data.validation)),

@@ -90,6 +90,7 @@ class Worker:
         self._heard_at = 0.0
         self._room = 0
         self._attempts: dict[str, Attempt] = {}
+        self._held_back: Attempt | None = None  # until the engine is empty: it has another base model
         self._is_asking = False
         self._taken = 0
         self._over: Over | None = None
@@ -111,6 +112,7 @@ class Worker:
                     try:
                         self._ask_for_runs()
                         self._listen()
+                        self._begin_held_back()
                         self._look_at_the_time()
                     except EngineDied as died:
                         self._bury_engine(died)
@@ -140,6 +142,7 @@ class Worker:
         is_wanted = self._taken != self._options.count and self._over is None and not self._replace_engine
         # A run that has failed before gets no company: it may have been the one that took the others along.
         is_risky = any(attempt.claim.failures > 0 for attempt in self._attempts.values())
+        is_wanted &= self._held_back is None
         if is_wanted and self._room > 0 and not self._is_asking and not is_risky:
             self._is_asking = True
             self._clerk.ask_for_run()
@@ -158,7 +161,8 @@ class Worker:
 
     def _hear_clerk(self, news: News) -> None:
         if isinstance(news, Claimed):
-            self._begin(self._take(news))
+            self._held_back = self._take(news)
+            self._begin_held_back()
         elif isinstance(news, Ruled):
             self._answer(news.run_id, news.rows_seen, news.verdict)
         elif isinstance(news, Lost):
@@ -193,6 +197,14 @@ class Worker:
         attempt.drop_earlier_pictures()
         self._attempts[claim.run_id] = attempt
         return attempt
+
+    def _begin_held_back(self) -> None:
+        """Runs that share an engine share its base model; one with another begins when the others have ended."""
+        attempt = self._held_back
+        others = [other for other in self._attempts.values() if other is not attempt]
+        if attempt and all(other.spec.base_model == attempt.spec.base_model for other in others):
+            self._held_back = None
+            self._begin(attempt)
 
     def _begin(self, attempt: Attempt) -> None:
         log.info("%s: %s", attempt.title, attempt.settings)
@@ -263,6 +275,7 @@ class Worker:
         self._end_all(RunResult(end_reason=reason, message=message))
 
     def _end_all(self, result: RunResult) -> None:
+        self._held_back = None
         for run_id in list(self._attempts):
             self._end(run_id, result)
 
@@ -292,7 +305,10 @@ class Worker:
         self._clerk.ask_for_nothing()
         while (news := self._clerk.next_news()) is not None:
             if isinstance(news, Claimed):
-                self._take(news)
+                self._held_back = self._take(news)
+        if self._held_back is not None:  # the engine has not heard of it
+            self._end(self._held_back.claim.run_id, RunResult(end_reason=EndReason.PREEMPTED, message=why))
+            self._held_back = None
         try:
             self._have_checkpoints_written()
         except EngineDied as died:

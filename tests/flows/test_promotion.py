@@ -20,7 +20,7 @@ def test_the_best_trial_is_promoted_once_through_three_cumulative_stages(tmp_pat
     ended(shell.worker("--until-idle"))
     afterwards = shell.run("promote", "flow", "--top", "1")
 
-    assert "promoted: stages 256 rows" in first
+    assert "promoted: cumulative, stages 256 rows" in first
     assert "promoted already" in again
     assert "promoted already" in afterwards
     report = shell.status()
