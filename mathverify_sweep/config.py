@@ -152,6 +152,16 @@ class PromotionConfig(Frozen):
         return self.model_dump_json(include=used)
 
 
+class GateConfig(Frozen):
+    """How `mvsweep gate` chooses among trials that validation cannot tell apart."""
+
+    finalists: int = Field(4, ge=2, description="trials that are trained again at most, the best on validation first")
+    looks: int = Field(3, ge=1, description="looks at the gate split at most; each takes one more run of each finalist")
+    alpha: float = Field(
+        0.05, gt=0, lt=0.5, description="chance, over all looks, of dropping a finalist that is as good as the others"
+    )
+
+
 class TrackingConfig(Frozen):
     """Weights & Biases."""
 
@@ -186,6 +196,7 @@ class SweepConfig(Frozen):
     promotion: PromotionConfig = Field(
         default_factory=lambda: PromotionConfig(), description="how the best trials become long runs"
     )
+    gate: GateConfig = Field(default_factory=lambda: GateConfig(), description="how finalists are told apart")
     tracking: TrackingConfig = Field(default_factory=lambda: TrackingConfig(), description="Weights & Biases")
 
     @cached_property

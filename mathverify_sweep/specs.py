@@ -228,6 +228,9 @@ class RunResult(Frozen):
     optimizer_steps: int = 0
     micro_batch_tokens: int = Field(0, description="padded tokens in one forward pass, as used")
     left_out_rows: int = Field(0, description="training rows left out because they do not fit max_length even when cut")
+    rows_digest: str | None = Field(
+        None, description="SHA-256 of the training rows' tokens and labels, in the order in which they were met"
+    )
     train_seconds: float = 0.0
     eval_seconds: float = 0.0
     peak_memory_bytes: int = 0

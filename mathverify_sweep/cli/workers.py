@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import time
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
@@ -50,6 +51,16 @@ def auto_or_count(value: str) -> str:
     return value
 
 
+def seconds(value: str | None) -> float | None:
+    """`90s`, `30m`, `12h` or `2d` in seconds."""
+    if value is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", value.strip())
+    if found is None or float(found[1]) == 0:
+        raise typer.BadParameter(f"must be a time such as 12h, 90m or 600s, got {value!r}")
+    return float(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
+
+
 def number_or_auto(value: str) -> int | None:
     """None for `auto`."""
     return None if value == "auto" else int(value)
@@ -90,10 +101,14 @@ def worker(
     lease: Annotated[
         float, typer.Option(help="Lease period in seconds: a dead worker is noticed after two.", min=1)
     ] = 60.0,
+    time_limit: Annotated[
+        str | None, typer.Option(metavar="12h", help="Hand the runs back and end before this long has passed.")
+    ] = None,
 ) -> None:
     """Work on a study: take trials and promotion stages until it is stopped.
 
-    Ctrl-C and SIGTERM have checkpoints written and hand the runs back; the next worker goes on from there.
+    Ctrl-C, SIGTERM and the time limit have checkpoints written and hand the runs back within 30 s; the next worker goes
+    on from there.
     """
     from mathverify_sweep import actions, sweep_file
     from mathverify_sweep.store import outages, studies
@@ -109,6 +124,7 @@ def worker(
             name = config.study
         return database, open_study(database, name, optuna_proxy)
 
+    limit = seconds(time_limit)
     log_to_stderr()
     database, handle = outages.patiently(opened, START_SECONDS, random.Random(), time.monotonic, time.sleep)
     pretended = engine is EngineChoice.rehearsal
@@ -122,6 +138,7 @@ def worker(
         lease_seconds=lease,
         hang_seconds=hang_seconds,
         checkpoint_seconds=checkpoint_seconds,
+        time_limit_seconds=limit,
     )
     raise typer.Exit(0 if Worker(database, handle, options).work() else 1)
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mathverify_sweep import metrics
+from mathverify_sweep.data.encode import digest
 from mathverify_sweep.errors import TrainingEnded
 from mathverify_sweep.specs import Frozen, Metrics, RunResult
 from mathverify_sweep.states import EndReason, Verdict
@@ -131,7 +132,8 @@ class Course:
         unread = self._material.validation.left_out
         message = f"{unread} validation rows do not fit max_length even when cut: their log-odds are 0"
         result = self._ended(EndReason.FINISHED, message if unread else "")
-        return result.model_copy(update={"metrics": judged, "log_odds": odds, "adapter": adapter})
+        met = digest(self._material.train.rows)
+        return result.model_copy(update={"metrics": judged, "log_odds": odds, "adapter": adapter, "rows_digest": met})
 
     def ended_by(self, error: Exception) -> RunResult:
         """The result of a run that something has ended: an ending with a name, memory, or trouble. To be called where

@@ -86,8 +86,21 @@ class Library:
         rows = self.data(wanted.data, wanted.data_fingerprint).split(wanted.split)[: wanted.count]
         loaded = self.base(wanted.base_model)
         encoded = encode(rows, wanted.template_text, loaded.tokenizer, wanted.max_length)
-        _require_positions(loaded, encoded)
+        if not encoded.rows:
+            raise ModelError(f"max_length must leave rows, none of {len(rows)} fits even when cut. Raise it")
+        require_positions(loaded, encoded)
         return encoded
+
+
+def require_positions(loaded: BaseModel, encoded: Encoded) -> None:
+    """Raises ModelError when a row is longer than the base model can read."""
+    most = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
+    longest = max((len(row.prompt_ids) for row in encoded.rows), default=0)
+    if most is not None and longest > most:
+        raise ModelError(
+            f"max_length must leave rows of at most the base model's {most} positions, the longest has {longest}. "
+            "Lower it"
+        )
 
 
 @dataclass(frozen=True)
@@ -116,13 +129,3 @@ def _load_data(spec: DataSpec, fingerprint: str) -> dataset.VerificationData:
             f"{data.fingerprint[:12]}. Give this worker the same file or revision"
         )
     return data
-
-
-def _require_positions(loaded: BaseModel, encoded: Encoded) -> None:
-    most = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
-    longest = max((len(row.prompt_ids) for row in encoded.rows), default=0)
-    if not encoded.rows or (most is not None and longest > most):
-        raise ModelError(
-            f"max_length must leave rows of at most the base model's {most} positions, and some at all: "
-            f"{len(encoded.rows)} rows fit, the longest has {longest}. Change max_length"
-        )

@@ -17,10 +17,11 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from mathverify_sweep import paths
+from mathverify_sweep import environment, paths
 from mathverify_sweep.errors import MvsweepError
 from mathverify_sweep.specs import RunResult
 from mathverify_sweep.states import EndReason, Verdict
+from mathverify_sweep.store import provenance
 from mathverify_sweep.store.runs import WorkerIdentity
 from mathverify_sweep.tracking import Tracker, TrackingSettings
 from mathverify_sweep.worker.attempt import Attempt
@@ -56,6 +57,8 @@ HAND_BACK_SECONDS = 20.0
 """How long the engine has for the checkpoints of preempted runs: schedulers kill 30 s after their notice."""
 LAST_WORDS_SECONDS = 8.0
 """How long a worker that was told to end tries to reach the database."""
+NOTICE_SECONDS = 30.0
+"""How long before its time limit a worker begins to hand back; of a short limit a quarter."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ class WorkerOptions:
     lease_seconds: float = 60.0
     hang_seconds: float = 1800.0
     checkpoint_seconds: float = 300.0
+    time_limit_seconds: float | None = None
 
 
 class Worker:
@@ -80,7 +84,8 @@ class Worker:
         self._study = study
         self._options = options
         self._name = study.config.study
-        self._identity = WorkerIdentity.of_this_process(options.device.label, options.lease_seconds)
+        code = provenance.environment_id(environment.described())
+        self._identity = WorkerIdentity.of_this_process(options.device.label, options.lease_seconds, code)
         clerk_options = ClerkOptions(options.output, options.lease_seconds, options.until_idle, options.trust_gpu)
         self._clerk = Clerk(database, study, self._identity, clerk_options)
         tracking = study.config.tracking
@@ -95,6 +100,8 @@ class Worker:
         self._taken = 0
         self._over: Over | None = None
         self._signal: int | None = None
+        limit = options.time_limit_seconds or float("inf")
+        self._ends_at = time.monotonic() + limit - min(NOTICE_SECONDS, limit / 4)
         self._is_handing_back = False
 
     def work(self) -> bool:
@@ -125,16 +132,23 @@ class Worker:
                 self._tracker.close()
 
     def _is_over(self) -> bool:
-        if self._signal is not None:
+        if self._told_to_end() is not None:
             return True
         idle = not self._attempts and not self._is_asking
         return idle and (self._over is not None or self._taken == self._options.count)
+
+    def _told_to_end(self) -> str | None:
+        """Why the runs are to be handed back now; None while they are not."""
+        if self._signal is not None:
+            return f"signal {self._signal}"
+        limit = self._options.time_limit_seconds
+        return f"time limit of {limit:g} s" if limit and time.monotonic() >= self._ends_at else None
 
     def _keep_engine(self) -> None:
         """Have an engine; what crashed one run may have broken more, so it is replaced when it is empty."""
         if self._replace_engine and not self._attempts:
             self._end_engine()
-        if self._engine is None and self._signal is None:
+        if self._engine is None and self._told_to_end() is None:
             self._ready_engine()
 
     def _ask_for_runs(self) -> None:
@@ -289,18 +303,19 @@ class Worker:
 
     def _close(self) -> bool:
         """Say the last words; whether all that was asked for is done."""
-        if self._signal is not None:
-            self._hand_back(f"signal {self._signal}")
+        if (why := self._told_to_end()) is not None:
+            self._hand_back(why)
             return False
         while not self._clerk.close(LISTEN_SECONDS):
             self._hear_news()  # whatever has ended the clerk
-            if self._signal is not None:
-                self._hand_back(f"signal {self._signal}")
+            if (why := self._told_to_end()) is not None:
+                self._hand_back(why)
                 return False
         return self._over is None or self._over.done
 
     def _hand_back(self, why: str) -> None:
         """Hand back what is held, with a checkpoint where the engine writes one in time, and tell the database."""
+        log.info("handing back what is held: %s", why)
         self._is_handing_back = True
         self._clerk.ask_for_nothing()
         while (news := self._clerk.next_news()) is not None:
@@ -339,7 +354,7 @@ class Worker:
             )
         )
         deadline = time.monotonic() + self._options.hang_seconds
-        while self._signal is None:
+        while self._told_to_end() is None:
             if time.monotonic() > deadline:
                 raise MvsweepError(
                     f"the engine must be ready after {self._options.hang_seconds:g} s, and is not. Look at the GPU and "
