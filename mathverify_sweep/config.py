@@ -133,6 +133,13 @@ class PromotionConfig(Frozen):
         "number take the same number of steps; absent: every stage is one epoch",
     )
     seed: int | None = Field(None, ge=0, description="seed of the promoted runs; absent: training.seed")
+    least_gain: float | None = Field(
+        None,
+        gt=-1,
+        lt=1,
+        description="stop when the 95 % interval of what a stage brought in accuracy lies below this (0.005 is half a "
+        "point); absent: train all stages",
+    )
     top: int = Field(1, ge=1, description="trials that `mvsweep run` promotes")
 
     @model_validator(mode="after")
@@ -148,7 +155,7 @@ class PromotionConfig(Frozen):
         """What of it decides the stages, as JSON: a trial is promoted once for each key."""
         used = {"plan", "rounds" if self.rounds else "stages"}
         used |= {"replay": {"replay_share"}, "trunk": {"cooldown_share"}}.get(self.plan, set())
-        used |= {name for name in ("passes", "seed") if getattr(self, name) is not None}
+        used |= {name for name in ("passes", "seed", "least_gain") if getattr(self, name) is not None}
         return self.model_dump_json(include=used)
 
 

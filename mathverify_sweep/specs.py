@@ -153,6 +153,9 @@ class RunSpec(Frozen):
     leaves_state: bool = Field(
         False, description="end with a whole effective batch, and leave a checkpoint for the runs that go on from it"
     )
+    least_gain: float | None = Field(
+        None, description="accuracy that the stage before must be able to have brought, or this one is not trained"
+    )
     micro_batch_tokens: int | None = Field(
         None, ge=16, description="padded tokens in one forward pass; absent: chosen for the device"
     )

@@ -24,6 +24,7 @@ from mathverify_sweep.cli.shared import (
     write_report,
 )
 from mathverify_sweep.errors import StudyError
+from mathverify_sweep.states import EndReason
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine as Database
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from mathverify_sweep.reports.models import StatusReport
     from mathverify_sweep.study.study import StudyHandle
 
+ENDED_WELL = (EndReason.FINISHED, EndReason.PRUNED)
+"""How a stage may end: trained, or not needed."""
 START_SECONDS = 900.0
 """How long a worker that starts waits for a database that is away, or has no connection left."""
 
@@ -154,7 +157,6 @@ def run(
     """The whole job on this machine: create, work with N workers, promote the best, write the report. Resumable."""
     from mathverify_sweep import actions, sweep_file
     from mathverify_sweep.reports import rows, terminal
-    from mathverify_sweep.states import RunState
     from mathverify_sweep.store import database as storage_page
     from mathverify_sweep.worker import local
 
@@ -181,5 +183,6 @@ def run(
     console.print(
         f"W&B        wandb sync {paths.study_folder(output, config.study)}/*/wandb/offline-run-*", soft_wrap=True
     )
-    if ended.state == "stopped" or any(row.state is not RunState.COMPLETE for row in ended.promotions):
+    stages = [stage for row in ended.promotions for stage in row.stages]
+    if ended.state == "stopped" or any(stage.end_reason not in ENDED_WELL for stage in stages):
         raise StudyError(f"study {config.study} did not get to its end: mvsweep status {config.study} says why.")

@@ -36,7 +36,7 @@ def plan(trial: RunSpec, available: int, settings: PromotionConfig) -> tuple[Pla
     `available`: training rows that there are. Raises StudyError when they do not fill the plan.
     """
     seed = trial.seed if settings.seed is None else settings.seed
-    base = _changed(trial, rungs=(), start_from=(), seed=seed)
+    base = _changed(trial, rungs=(), start_from=(), seed=seed, least_gain=settings.least_gain)
     if settings.plan == "rounds":
         stages = _rounds(base, available, settings.rounds)
     else:

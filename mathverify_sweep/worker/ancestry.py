@@ -12,6 +12,7 @@ from mathverify_sweep.specs import RunSpec
 from mathverify_sweep.states import RunState
 from mathverify_sweep.store import runs
 from mathverify_sweep.store.runs import Claim, Point, RunRecord
+from mathverify_sweep.worker import gain
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine as Database
@@ -22,7 +23,7 @@ class Ancestry:
     """`first_run_id`: the run's first attempt. `folders` and `points`: of its earlier attempts, the newest first.
 
     `trunk`: folders of the run that it goes on from. `started_from`: that run, or the best stage before it, whose
-    `start_adapter` it takes. `problem`: why the run cannot start at all.
+    `start_adapter` it takes. `problem`: why the run cannot start at all. `unneeded`: why it need not.
     """
 
     first_run_id: str
@@ -32,6 +33,7 @@ class Ancestry:
     started_from: str | None = None
     start_adapter: Path | None = None
     problem: str | None = None
+    unneeded: str | None = None
 
     def drawn(self, objective: str) -> list[tuple[int, dict[str, float]]]:
         """The points of earlier attempts as they are drawn."""
@@ -51,6 +53,7 @@ def ancestry(database: Database, claim: Claim, spec: RunSpec, output: Path) -> A
         trunk=_folders(_earlier_attempts(database, spec.goes_on_from), output),
         points=tuple(runs.points(database, earlier[0].run_id)) if earlier else (),
         started_from=spec.goes_on_from,
+        unneeded=gain.unneeded(database, claim, spec),
     )
     try:
         best = best_adapter(database, spec, output)

@@ -225,6 +225,9 @@ class Worker:
         if attempt.ancestry.problem is not None:
             self._end(attempt.claim.run_id, RunResult(end_reason=EndReason.CRASHED, message=attempt.ancestry.problem))
             return
+        if attempt.ancestry.unneeded is not None:
+            self._end(attempt.claim.run_id, RunResult(end_reason=EndReason.PRUNED, message=attempt.ancestry.unneeded))
+            return
         self._room = 0  # until the engine says more
         self._heard_at = time.monotonic()
         assert self._engine is not None

@@ -22,13 +22,17 @@ def test_every_plan_is_trained_beside_the_others_as_it_says(tmp_path: Path) -> N
     for plan in ("cumulative", "sequential", "replay", "scratch", "trunk"):
         assert f"promoted: {plan}" in shell.run("promote", "flow", "--set", f"promotion.plan={plan}")
     shell.run("promote", "flow", "--set", "promotion.plan=rounds", "--set", ROUNDS)
+    shell.run("promote", "flow", "--set", "promotion.least_gain=0.9")
     assert "got 'data.seed=1'" in shell.run("promote", "flow", "--set", "data.seed=1", code=2)
 
     ended(shell.worker("--until-idle", "--slots", "3"))
 
     report = shell.status()
-    found = {row.plan: row for row in report.promotions}
-    assert {row.state for row in report.promotions} == {RunState.COMPLETE}
+    *promotions, stopped = report.promotions
+    found = {row.plan: row for row in promotions}
+    assert {row.state for row in promotions} == {RunState.COMPLETE}
+    assert [stage.state for stage in stopped.stages] == [RunState.COMPLETE, RunState.COMPLETE, RunState.PRUNED]
+    assert "stage 2 brought" in stopped.stages[2].message
     assert rows_seen(found["cumulative"]) == [128, 192, 256]
     assert rows_seen(found["sequential"]) == [128, 64, 64]
     assert rows_seen(found["replay"]) == [128, 64 + 32, 64 + 48]
