@@ -230,14 +230,11 @@ def _together(engine: Any, specs: list[Any], steps: list[tuple[float, int]]) -> 
 def _texts(options: argparse.Namespace) -> list[str]:
     """The rows of the first run in its order, prompt and verdict, for a process with packages of its own."""
     from mathverify_sweep.training import device
-    from mathverify_sweep.training.batches import training_order
     from mathverify_sweep.training.material import Library
 
-    spec = _spec(options, 0)
-    material = Library(device.find(options.device)).material(spec)
+    material = Library(device.find(options.device)).material(_spec(options, 0))
     decode = material.base.tokenizer.decode
-    rows = training_order(material.train.rows, spec.seed)
-    return [decode([*row.prompt_ids, material.base.answers[row.is_correct]]) for row in rows]
+    return [decode([*row.prompt_ids, material.base.answers[row.is_correct]]) for row in material.train.rows]
 
 
 def _unsloth(options: argparse.Namespace, batch: int, accumulated: int, checkpointing: bool) -> dict[str, Any]:
@@ -313,14 +310,13 @@ def _trl(
     from trl import SFTConfig, SFTTrainer
 
     from mathverify_sweep.training import device
-    from mathverify_sweep.training.batches import training_order
     from mathverify_sweep.training.material import Library
 
     spec = _spec(options, 0)
     material = Library(device.find(options.device)).material(spec)
     base = material.base
     table: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
-    for row in training_order(material.train.rows, spec.seed):
+    for row in material.train.rows:
         verdict = base.answers[row.is_correct]
         table["input_ids"].append([*row.prompt_ids, verdict])
         table["labels"].append([-100] * len(row.prompt_ids) + [verdict])

@@ -1,6 +1,6 @@
-"""What a person asks for, as functions: create a study, promote trials, evaluate, compare.
+"""What a person asks of a study, as functions: create it, queue trials and promotions, stop it.
 
-The command line only parses and prints. Nothing here trains; `evaluate` loads the model in this process.
+The command line only parses and prints. Nothing here trains or loads a model.
 """
 
 from __future__ import annotations
@@ -13,18 +13,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mathverify_sweep import metrics, sweep_file
-from mathverify_sweep.config import SweepConfig
+from mathverify_sweep import sweep_file
+from mathverify_sweep.config import PromotionConfig, SweepConfig
 from mathverify_sweep.data import baselines, dataset, injected
 from mathverify_sweep.data.write import write
-from mathverify_sweep.errors import ConfigError, DataError, StudyError
-from mathverify_sweep.metrics import Interval
+from mathverify_sweep.errors import ConfigError
 from mathverify_sweep.reports.checked import load_data
-from mathverify_sweep.specs import Metrics, RunResult, Split
+from mathverify_sweep.specs import RunResult, RunSpec
 from mathverify_sweep.states import EndReason, RunState
 from mathverify_sweep.store import promotions, runs, studies
 from mathverify_sweep.store.runs import Claim
-from mathverify_sweep.study import promotion
+from mathverify_sweep.study import plans, promotion
 from mathverify_sweep.study import study as study_page
 
 if TYPE_CHECKING:
@@ -39,9 +38,10 @@ class Promoted:
     """A trial and the promotion that holds its stages; `created` is False when it was there before."""
 
     trial_number: int
+    plan: str
     promotion_id: str
     created: bool
-    stages: tuple[int, ...]
+    stages: tuple[RunSpec, ...]
 
 
 def create(database: Database, config: SweepConfig) -> bool:
@@ -95,76 +95,31 @@ def build_rows(source: Path, target: Path, wrong_share: float, seed: int) -> int
     return len(rows)
 
 
-def promote(database: Database, study: StudyHandle, top: int, trial: int | None) -> list[Promoted]:
-    """Queue the long runs of the best `top` trials, or of one trial. Said twice, it changes nothing.
+def promote(
+    database: Database, study: StudyHandle, top: int, trial: int | None, overrides: Sequence[str] = ()
+) -> list[Promoted]:
+    """Queue the long runs of the best `top` trials, or of one trial, by the study's plan with `promotion.key=value`
+    overrides. Said twice, it changes nothing; another plan is another promotion.
 
     A promotion with stages that failed gets them queued again.
     """
+    settings = sweep_file.promotion(study.config, overrides)
     chosen = promotion.select(study, top) if trial is None else [trial]
     available = len(dataset.load(study.config.data_spec).train)
-    return [_promote(database, study, number, available) for number in chosen]
+    return [_promote(database, study, number, available, settings) for number in chosen]
 
 
-def evaluate(database: Database, run: RunRecord, split: Split, output: Path, device: str) -> Metrics:
-    """Figures of a finished run on a split; the log-odds are kept, so that a split is read by a model once.
-
-    The threshold is the one fitted on validation. Raises StudyError when the run has not finished.
-    """
-    if run.state is not RunState.COMPLETE or run.result is None or run.result.metrics is None or run.spec is None:
-        raise StudyError(f"run {run.run_id} is {run.state}; only a COMPLETE run can be evaluated.")
-    odds = runs.log_odds(database, run.run_id, split)
-    if odds is None:
-        from mathverify_sweep.training.reference import ReferenceEngine  # imports torch: only when it is needed
-
-        if run.result.adapter is None or not (output / run.result.adapter).is_dir():
-            raise StudyError(f"the adapter of run {run.run_id} is not under {output}. Give the worker's --output.")
-        scores = ReferenceEngine(device).score(run.spec, output / run.result.adapter, split)
-        runs.save_log_odds(database, run.run_id, split, scores)
-        odds = runs.log_odds(database, run.run_id, split)
-        assert odds is not None
-    rows = _rows(run, split)
-    labels = [row.is_correct for row in rows]
-    return metrics.judge(odds, labels, dataset.groups(rows), threshold=run.result.metrics.threshold)
-
-
-def compare(database: Database, first: RunRecord, second: RunRecord, split: Split) -> Interval:
-    """Accuracy of the first run minus that of the second on the same rows, paired, clustered by question.
-
-    Raises StudyError when one of them has not been evaluated on the split.
-    """
-    odds = [runs.log_odds(database, run.run_id, split) for run in (first, second)]
-    for run, found in zip((first, second), odds, strict=True):
-        if found is None:
-            raise StudyError(
-                f"run {run.run_id} has no predictions on {split}. "
-                f"Make them: mvsweep evaluate {run.run_id} --split {split}"
-            )
-    if first.spec is None or second.spec is None or first.spec.data_fingerprint != second.spec.data_fingerprint:
-        raise StudyError("two runs are compared on the same rows; these belong to studies with different data.")
-    rows = _rows(first, split)
-    assert odds[0] is not None
-    assert odds[1] is not None
-    labels = [row.is_correct for row in rows]
-    return metrics.paired_difference(odds[0], odds[1], labels, dataset.groups(rows))
-
-
-def _promote(database: Database, study: StudyHandle, number: int, available: int) -> Promoted:
-    specs = promotion.stages(study, number, available)
-    plan = study.config.promotion.model_dump_json(include={"plan", "stages"})
-    promotion_id, created = promotions.record(database, study.config.study, number, plan, specs, datetime.now(UTC))
+def _promote(
+    database: Database, study: StudyHandle, number: int, available: int, settings: PromotionConfig
+) -> Promoted:
+    stages = plans.plan(promotion.spec_of(study, number), available, settings)
+    now = datetime.now(UTC)
+    promotion_id, created = promotions.record(database, study.config.study, number, settings.key, stages, now)
     if not created:
-        promotions.resume(database, promotion_id, datetime.now(UTC))
-    return Promoted(number, promotion_id, created, tuple(spec.train_rows for spec in specs))
+        promotions.resume(database, promotion_id, now)
+    return Promoted(number, settings.plan, promotion_id, created, tuple(stage.spec for stage in stages))
 
 
 def _claim(run: RunRecord) -> Claim:
     assert run.lease_token is not None
     return Claim(run.run_id, run.lease_token, run.attempt, run.trial_number, run.spec, run.continues, run.failures)
-
-
-def _rows(run: RunRecord, split: Split) -> Sequence[dataset.Row]:
-    assert run.spec is not None
-    data = dataset.load(run.spec.data)
-    if data.fingerprint != run.spec.data_fingerprint:
-        raise DataError(f"{run.spec.data.source} is not the data that run {run.run_id} was trained on.")
-    return data.split(split)

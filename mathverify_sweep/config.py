@@ -9,11 +9,11 @@ from datetime import datetime
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from mathverify_sweep import search_space
 from mathverify_sweep.search_space import SearchSpace
-from mathverify_sweep.specs import BaseModelSpec, DataSpec, Frozen, Objective, RunSpec, TrainParams
+from mathverify_sweep.specs import BaseModelSpec, DataSpec, Frozen, Objective, Quantization, RunSpec, TrainParams
 
 
 def _stage_size(value: object) -> object:
@@ -81,19 +81,92 @@ class BudgetConfig(Frozen):
     deadline: datetime | None = Field(None, description="no new trial after this time (ISO 8601, with a zone)")
 
 
+class RoundConfig(Frozen):
+    """One stage of the plan `rounds`: its length, and what it changes of its trial."""
+
+    rows: StageSize | None = Field(
+        None, description="one epoch over the first rows: a number, a share up to 1.0, or `all`"
+    )
+    steps: int | None = Field(
+        None, ge=1, description="instead of `rows`: optimizer steps over the next rows, behind those of earlier rounds"
+    )
+    effective_batch_size: int | None = Field(None, ge=1, le=4096, description="absent: the trial's")
+    learning_rate: float | None = Field(None, gt=0, description="absent: the trial's")
+    quantization: Quantization | None = Field(None, description="precision of the base model; absent: the study's")
+    compute_dtype: Literal["auto", "float32", "bfloat16"] | None = Field(
+        None, description="dtype of the matmuls; absent: the study's"
+    )
+
+    @model_validator(mode="after")
+    def _has_one_length(self) -> RoundConfig:
+        if (self.rows is None) == (self.steps is None):
+            raise ValueError("a round has `rows` or `steps`, one of the two")
+        return self
+
+
 class PromotionConfig(Frozen):
     """How the best trials become long runs."""
 
-    plan: Literal["cumulative"] = Field(
+    plan: Literal["cumulative", "sequential", "replay", "scratch", "trunk", "rounds"] = Field(
         "cumulative",
-        description="each stage trains one epoch over the first rows, more every stage, from the best adapter so far",
+        description="`cumulative`: each stage trains over the first rows, more every stage, from the best adapter so "
+        "far; `sequential`: over the rows that are new, from the last adapter; `replay`: over the new rows and some of "
+        "the old; `scratch`: one run over the largest stage; `trunk`: one run at a constant learning rate, from which "
+        "a short cooldown branches off at every stage; `rounds`: as listed in `rounds`",
     )
     stages: tuple[StageSize, ...] = Field(
         (20_000, 40_000, 60_000, "all"),
         min_length=1,
         description="training rows of each stage: a number, a share up to 1.0, or `all`",
     )
+    rounds: tuple[RoundConfig, ...] = Field((), description="`rounds`: the stages, one by one")
+    replay_share: float = Field(
+        0.25, gt=0, le=1, description="`replay`: share of the old rows that a stage meets again"
+    )
+    cooldown_share: float = Field(
+        0.15, gt=0, lt=1, description="`trunk`: share of a stage's rows over which its learning rate falls to 0"
+    )
+    passes: float | None = Field(
+        None,
+        gt=0,
+        description="rows that all stages meet together, as a multiple of the largest stage: plans with the same "
+        "number take the same number of steps; absent: every stage is one epoch",
+    )
+    seed: int | None = Field(None, ge=0, description="seed of the promoted runs; absent: training.seed")
+    least_gain: float | None = Field(
+        None,
+        gt=-1,
+        lt=1,
+        description="stop when the 95 % interval of what a stage brought in accuracy lies below this (0.005 is half a "
+        "point); absent: train all stages",
+    )
     top: int = Field(1, ge=1, description="trials that `mvsweep run` promotes")
+
+    @model_validator(mode="after")
+    def _fits_its_plan(self) -> PromotionConfig:
+        if (self.plan == "rounds") != bool(self.rounds):
+            raise ValueError("the plan `rounds` and a list of rounds go together")
+        if self.rounds and self.passes is not None:
+            raise ValueError("rounds have their own lengths, so `passes` does not go with them")
+        return self
+
+    @property
+    def key(self) -> str:
+        """What of it decides the stages, as JSON: a trial is promoted once for each key."""
+        used = {"plan", "rounds" if self.rounds else "stages"}
+        used |= {"replay": {"replay_share"}, "trunk": {"cooldown_share"}}.get(self.plan, set())
+        used |= {name for name in ("passes", "seed", "least_gain") if getattr(self, name) is not None}
+        return self.model_dump_json(include=used)
+
+
+class GateConfig(Frozen):
+    """How `mvsweep gate` chooses among trials that validation cannot tell apart."""
+
+    finalists: int = Field(4, ge=2, description="trials that are trained again at most, the best on validation first")
+    looks: int = Field(3, ge=1, description="looks at the gate split at most; each takes one more run of each finalist")
+    alpha: float = Field(
+        0.05, gt=0, lt=0.5, description="chance, over all looks, of dropping a finalist that is as good as the others"
+    )
 
 
 class TrackingConfig(Frozen):
@@ -130,6 +203,7 @@ class SweepConfig(Frozen):
     promotion: PromotionConfig = Field(
         default_factory=lambda: PromotionConfig(), description="how the best trials become long runs"
     )
+    gate: GateConfig = Field(default_factory=lambda: GateConfig(), description="how finalists are told apart")
     tracking: TrackingConfig = Field(default_factory=lambda: TrackingConfig(), description="Weights & Biases")
 
     @cached_property

@@ -3,6 +3,7 @@
 Log-odds are log P(True) - log P(False); a row is judged True when they are at least the threshold, 0 unless fitted.
 scipy.special is imported when a figure is computed, so that what only shows figures starts without it; scikit-learn and
 scipy.stats, which have these figures too, take 1.6 seconds and 130 MB in every process that asks them. A test compares.
+What is drawn anew from the rows is in `resampling.py`.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def judge(log_odds: ArrayLike, labels: ArrayLike, groups: Sequence[str], thresho
     rank); precision, recall and F1 are 0 when nothing was judged True, or nothing is. Log-loss clips probabilities as
     scikit-learn does (at the float64 epsilon, so one row costs at most 36).
     """
-    scores, truth = _checked(log_odds, labels, groups)
+    scores, truth = checked(log_odds, labels, groups)
     judged = scores >= 0
     true_positives, false_positives = int(np.sum(judged & truth)), int(np.sum(judged & ~truth))
     false_negatives, true_negatives = int(np.sum(~judged & truth)), int(np.sum(~judged & ~truth))
@@ -52,7 +53,7 @@ def judge(log_odds: ArrayLike, labels: ArrayLike, groups: Sequence[str], thresho
         precision=_share(true_positives, true_positives + false_positives),
         recall=_share(true_positives, true_positives + false_negatives),
         f1=_share(2 * true_positives, 2 * true_positives + false_positives + false_negatives),
-        log_loss=_log_loss(scores, truth),
+        log_loss=log_loss(scores, truth),
         auc=_auc(scores, truth),
         true_positives=true_positives,
         false_positives=false_positives,
@@ -90,7 +91,7 @@ def clustered_accuracy(is_right: ArrayLike, groups: Sequence[str]) -> Interval:
     from scipy.special import stdtrit
 
     right = np.asarray(is_right, dtype=np.float64)
-    clusters = _cluster_numbers(groups)
+    clusters = cluster_numbers(groups)
     count = int(clusters.max()) + 1
     estimate = float(right.mean())
     errors = np.bincount(clusters, weights=right - estimate)
@@ -119,35 +120,8 @@ def fitted_threshold(log_odds: ArrayLike, labels: ArrayLike) -> float:
     return float(best[np.argmin(np.abs(best))])
 
 
-def paired_difference(
-    log_odds_a: ArrayLike,
-    log_odds_b: ArrayLike,
-    labels: ArrayLike,
-    groups: Sequence[str],
-    *,
-    thresholds: tuple[float, float] = (0.0, 0.0),
-    seed: int = 0,
-    resamples: int = 10_000,
-) -> Interval:
-    """Accuracy of a minus accuracy of b on the same rows; percentile bootstrap that draws whole questions.
-
-    Cluster bootstrap: Davison and Hinkley, Bootstrap Methods and their Application, 1997, section 3.8.
-    """
-    a, truth = _checked(log_odds_a, labels, groups)
-    b, _ = _checked(log_odds_b, labels, groups)
-    gains = ((a >= thresholds[0]) == truth).astype(np.float64) - ((b >= thresholds[1]) == truth)
-    clusters = _cluster_numbers(groups)
-    totals, sizes = np.bincount(clusters, weights=gains), np.bincount(clusters).astype(np.float64)
-    rng = np.random.default_rng(seed)
-    means: list[Floats] = []
-    for start in range(0, resamples, 500):
-        drawn = rng.integers(len(totals), size=(min(500, resamples - start), len(totals)), dtype=np.int32)
-        means.append(totals[drawn].sum(axis=1) / sizes[drawn].sum(axis=1))
-    low, high = np.quantile(np.concatenate(means), [0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2])
-    return Interval(float(gains.mean()), float(low), float(high))
-
-
-def _checked(log_odds: ArrayLike, labels: ArrayLike, groups: Sequence[str]) -> tuple[Floats, Bools]:
+def checked(log_odds: ArrayLike, labels: ArrayLike, groups: Sequence[str]) -> tuple[Floats, Bools]:
+    """Log-odds and labels as arrays. Raises DataError unless they are as many as questions, and finite."""
     scores = np.asarray(log_odds, dtype=np.float64)
     truth = np.asarray(labels, dtype=np.bool_)
     if not (scores.ndim == 1 and len(scores) == len(truth) == len(groups) > 0):
@@ -161,16 +135,29 @@ def _checked(log_odds: ArrayLike, labels: ArrayLike, groups: Sequence[str]) -> t
     return scores, truth
 
 
-def _share(part: int, whole: int) -> float:
-    return part / whole if whole else 0.0
+def log_loss(log_odds: ArrayLike, labels: ArrayLike) -> float:
+    """The mean log-loss of the rows."""
+    return float(row_losses(np.asarray(log_odds, dtype=np.float64), np.asarray(labels, dtype=np.bool_)).mean())
 
 
-def _log_loss(scores: Floats, truth: Bools) -> float:
+def row_losses(scores: Floats, truth: Bools) -> Floats:
+    """The log-loss of each row; probabilities are clipped as in `judge`."""
     from scipy.special import expit
 
     epsilon = np.finfo(np.float64).eps
     right = np.clip(expit(np.where(truth, scores, -scores)), epsilon, 1 - epsilon)
-    return float(-np.mean(np.log(right)))
+    losses: Floats = -np.log(right)
+    return losses
+
+
+def cluster_numbers(groups: Sequence[str]) -> NDArray[np.int64]:
+    """Of each row the number of its question, counted from 0 in the order of first sight."""
+    numbers: dict[str, int] = {}
+    return np.fromiter((numbers.setdefault(key, len(numbers)) for key in groups), dtype=np.int64, count=len(groups))
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else 0.0
 
 
 def _auc(scores: Floats, truth: Bools) -> float:
@@ -182,11 +169,6 @@ def _auc(scores: Floats, truth: Bools) -> float:
     ranks = np.cumsum(counts) - (counts - 1) / 2  # the mean rank of each tie
     right = int(truth.sum())
     return float((ranks[inverse[truth]].sum() - right * (right + 1) / 2) / pairs)
-
-
-def _cluster_numbers(groups: Sequence[str]) -> NDArray[np.int64]:
-    numbers: dict[str, int] = {}
-    return np.fromiter((numbers.setdefault(key, len(numbers)) for key in groups), dtype=np.int64, count=len(groups))
 
 
 def _wilson(share: float, rows: float, quantile: float) -> tuple[float, float]:

@@ -126,7 +126,15 @@ class RunSpec(Frozen):
     data_fingerprint: str
     prompt_texts: dict[str, str] = Field(default_factory=dict, description="user templates by name")
     params: TrainParams
-    train_rows: int = Field(ge=1, description="the first this many of the nested training order, one epoch")
+    train_rows: int = Field(ge=1, description="the first this many of the nested training order")
+    skip_rows: int = Field(0, ge=0, description="of these, the first so many are left out")
+    replay_rows: int = Field(0, ge=0, description="of those left out, so many are met again, drawn by the seed")
+    epochs: float = Field(1.0, gt=0, description="how often each row is met, in another order every time")
+    blocks: tuple[int, ...] = Field(
+        (),
+        description="rows of the nested order at which it is cut, ascending: rows are shuffled between two cuts only, "
+        "so that a longer run begins as a shorter one with the same cuts",
+    )
     max_length: int = Field(1024, ge=16, description="tokens of one row; longer solutions are cut in their middle")
     objective: Objective = "validation_accuracy"
     rungs: tuple[int, ...] = Field(
@@ -138,11 +146,38 @@ class RunSpec(Frozen):
     start_from: tuple[str, ...] = Field(
         (), description="run ids of earlier stages: start from the best adapter among them, if any"
     )
+    goes_on_from: str | None = Field(
+        None,
+        description="run id of a shorter run that begins as this one: go on from where it stopped, if that is left",
+    )
+    leaves_state: bool = Field(
+        False, description="end with a whole effective batch, and leave a checkpoint for the runs that go on from it"
+    )
+    least_gain: float | None = Field(
+        None, description="accuracy that the stage before must be able to have brought, or this one is not trained"
+    )
     micro_batch_tokens: int | None = Field(
         None, ge=16, description="padded tokens in one forward pass; absent: chosen for the device"
     )
     gradient_checkpointing: bool = False
     seed: int = Field(0, ge=0, description="adapter initialisation, dropout and data order")
+
+    @property
+    def rows_to_meet(self) -> int:
+        """Rows from the first step to the last, each as often as it is met; rows that do not fit are still in it."""
+        return max(1, round(self.epochs * (self.train_rows - self.skip_rows + self.replay_rows)))
+
+
+class PlannedStage(Frozen):
+    """A stage of a promotion and what it builds on: numbers of stages of the same plan, counted from 0.
+
+    The numbers become the run ids of `spec.start_from` and `spec.goes_on_from` when the plan is recorded.
+    """
+
+    spec: RunSpec
+    after: int | None = Field(None, description="the stage that must have ended well before this one starts")
+    start_from: tuple[int, ...] = ()
+    goes_on_from: int | None = None
 
 
 def _storable(text: object) -> object:
@@ -196,6 +231,9 @@ class RunResult(Frozen):
     optimizer_steps: int = 0
     micro_batch_tokens: int = Field(0, description="padded tokens in one forward pass, as used")
     left_out_rows: int = Field(0, description="training rows left out because they do not fit max_length even when cut")
+    rows_digest: str | None = Field(
+        None, description="SHA-256 of the training rows' tokens and labels, in the order in which they were met"
+    )
     train_seconds: float = 0.0
     eval_seconds: float = 0.0
     peak_memory_bytes: int = 0

@@ -15,7 +15,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from mathverify_sweep import paths, safe_yaml, search_space, wandb_sweep
-from mathverify_sweep.config import DataConfig, SweepConfig
+from mathverify_sweep.config import DataConfig, PromotionConfig, SweepConfig
 from mathverify_sweep.data import prompts
 from mathverify_sweep.errors import ConfigError, shown
 from mathverify_sweep.search_space import SearchSpace
@@ -98,6 +98,17 @@ def assignments(texts: Sequence[str]) -> dict[str, Any]:
     for text in texts:
         _apply(found, text, "--set")
     return found
+
+
+def promotion(config: SweepConfig, overrides: Sequence[str]) -> PromotionConfig:
+    """How the study promotes, with some of its `promotion.` keys overridden. Raises ConfigError with every problem."""
+    others = [text for text in overrides if not text.startswith("promotion.")]
+    if others:
+        raise ConfigError("--set", [f"only keys under `promotion.` can be set here, got {text!r}." for text in others])
+    raw: dict[str, Any] = {"study": config.study, "promotion": config.promotion.model_dump(mode="json")}
+    for text in overrides:
+        _apply(raw, text, "--set")
+    return validate(raw, "--set", Path()).promotion
 
 
 def read_table(path: Path) -> list[dict[str, Any]]:
@@ -193,7 +204,9 @@ def _sentence(error: Any) -> str:
 def _fields_at(loc: Sequence[str | int]) -> list[str]:
     model: type[BaseModel] = SweepConfig
     for part in loc:
-        annotation = model.model_fields[str(part)].annotation
+        if isinstance(part, int):  # an item of the list before it
+            continue
+        annotation = model.model_fields[part].annotation
         members = [annotation, *get_args(annotation)]
         model = next(m for m in members if isinstance(m, type) and issubclass(m, BaseModel))
     return list(model.model_fields)

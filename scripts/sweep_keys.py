@@ -11,7 +11,7 @@ import types
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, TypeGuard, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
@@ -44,12 +44,18 @@ def tables() -> str:
 
 
 def _keys(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, FieldInfo]]:
-    """Every key that takes a value, with its path; sections are walked into."""
+    """Every key that takes a value, with its path; sections and the items of lists of sections are walked into."""
     for name, field in model.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+        if _is_section(field.annotation):
             yield from _keys(field.annotation, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", field
+            continue
+        yield f"{prefix}{name}", field
+        for item in filter(_is_section, get_args(field.annotation)):
+            yield from _keys(item, f"{prefix}{name}[].")
+
+
+def _is_section(annotation: Any) -> TypeGuard[type[BaseModel]]:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 def _row(path: str, field: FieldInfo) -> str:
@@ -68,6 +74,8 @@ def _kind(annotation: Any) -> str:
         return " or ".join(_kind(arg) for arg in args if arg is not types.NoneType)
     if origin is tuple:
         return f"list of {_kind(args[0])}"
+    if _is_section(annotation):
+        return "mapping"
     if origin is dict:
         return "mapping"
     return _kind(args[0])  # Annotated

@@ -19,13 +19,13 @@ from pathlib import Path
 
 from sqlalchemy.engine import Engine
 
-from mathverify_sweep.config import SweepConfig
+from mathverify_sweep.config import PromotionConfig, SweepConfig
 from mathverify_sweep.specs import Metrics, RunResult, RunSpec, TrainParams
 from mathverify_sweep.states import EndReason, Verdict
 from mathverify_sweep.store import promotions, runs, studies
 from mathverify_sweep.store.database import connect, upgrade
 from mathverify_sweep.store.runs import Claim, Point, WorkerIdentity
-from mathverify_sweep.study import study
+from mathverify_sweep.study import plans, study
 from mathverify_sweep.study.study import StudyHandle
 
 NAME = "fractions"
@@ -142,11 +142,9 @@ class Player:
     def promote(self, trial_number: int) -> None:
         """Three cumulative stages, played to their end."""
         params = TrainParams(learning_rate=6e-4, lora_r=16)
-        stages = [
-            self._spec(trial_number, params).model_copy(update={"stage": stage, "train_rows": rows, "rungs": ()})
-            for stage, rows in enumerate((1_000, 2_000, 4_000), start=1)
-        ]
-        promotions.record(self.engine, NAME, trial_number, '{"plan": "cumulative"}', stages, self.now)
+        settings = PromotionConfig(stages=(1_000, 2_000, 4_000))
+        stages = plans.plan(self._spec(trial_number, params), 4_000, settings)
+        promotions.record(self.engine, NAME, trial_number, settings.key, stages, self.now)
         for _ in stages:
             claim = runs.claim_waiting(self.engine, NAME, WORKER, self.now)
             assert claim is not None

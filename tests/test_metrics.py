@@ -15,13 +15,12 @@ from mathverify_sweep.metrics import (
     higher_is_better,
     judge,
     objective_value,
-    paired_difference,
 )
 
 EACH = ["a", "b", "c", "d", "e", "f"]
 
 
-def _clustered(rng: np.random.Generator, questions: int, mean: float, strength: float) -> tuple[np.ndarray, list[str]]:
+def clustered(rng: np.random.Generator, questions: int, mean: float, strength: float) -> tuple[np.ndarray, list[str]]:
     """Right or wrong for 1 to 9 rows a question, whose shares of right answers vary from question to question."""
     sizes = rng.integers(1, 10, questions)
     shares = rng.beta(mean / strength, (1 - mean) / strength, questions)
@@ -148,43 +147,13 @@ def test_the_accuracy_interval_covers_the_truth_as_often_as_it_says(questions: i
     rng = np.random.default_rng(1)
     covered = naive = 0
     for _ in range(600):
-        right, groups = _clustered(rng, questions, mean, strength=0.5)
+        right, groups = clustered(rng, questions, mean, strength=0.5)
         interval = clustered_accuracy(right, groups)
         half = 1.96 * math.sqrt(interval.estimate * (1 - interval.estimate) / len(right))
         covered += interval.low <= mean <= interval.high
         naive += abs(interval.estimate - mean) <= half
     assert 0.92 <= covered / 600 <= 0.98
     assert naive / 600 < 0.85  # what an interval by rows would cover
-
-
-def test_the_paired_interval_covers_the_truth_as_often_as_it_says() -> None:
-    rng = np.random.default_rng(2)
-    covered = 0
-    for seed in range(200):
-        right, groups = _clustered(rng, 80, 0.7, strength=0.5)
-        better = right | (rng.random(len(right)) < 0.2)  # 0.2 of the wrong rows become right: + 0.06
-        labels = np.ones(len(right), dtype=bool)
-        interval = paired_difference(better - 0.5, right - 0.5, labels, groups, seed=seed, resamples=500)
-        covered += interval.low <= 0.06 <= interval.high
-    assert 0.89 <= covered / 200 <= 0.99
-
-
-def test_a_model_does_not_differ_from_itself_and_order_turns_the_sign() -> None:
-    rng = np.random.default_rng(3)
-    a, b, labels = rng.normal(size=300), rng.normal(size=300) + 0.3, rng.random(300) < 0.6
-    groups = [str(n // 3) for n in range(300)]
-    same = paired_difference(a, a, labels, groups)
-    assert (same.estimate, same.low, same.high) == (0.0, 0.0, 0.0)
-    one, other = paired_difference(a, b, labels, groups), paired_difference(b, a, labels, groups)
-    assert (one.estimate, one.low, one.high) == pytest.approx((-other.estimate, -other.high, -other.low))
-    assert one == paired_difference(a, b, labels, groups)
-
-
-def test_thresholds_of_a_comparison_are_each_models_own() -> None:
-    labels, groups = [True, False, True, False], ["a", "b", "c", "d"]
-    scores = [3.0, 1.0, 4.0, 0.5]
-    interval = paired_difference(scores, scores, labels, groups, thresholds=(2.0, 0.0), resamples=100)
-    assert interval.estimate == 0.5
 
 
 def test_figures_of_five_thousand_rows_take_a_moment() -> None:

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from mathverify_sweep import __version__
-from mathverify_sweep.cli import chaos, data, operations, results, studies, workers
+from mathverify_sweep.cli import chaos, data, operations, results, studies, verifiers, workers
 from mathverify_sweep.cli.shared import console
 from mathverify_sweep.errors import MvsweepError
 
@@ -33,9 +33,14 @@ for command in (
     studies.stop,
     studies.resume,
     studies.enqueue,
+    verifiers.gate,
     studies.promote,
-    results.evaluate,
-    results.compare,
+    verifiers.evaluate,
+    verifiers.predict,
+    verifiers.export,
+    verifiers.compare,
+    verifiers.ensemble,
+    verifiers.lineage,
     results.report,
     results.dashboard,
     operations.doctor,

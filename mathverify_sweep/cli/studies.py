@@ -90,13 +90,24 @@ def promote(
     storage: Storage = DEFAULT_STORAGE,
     top: Annotated[int, typer.Option(help="How many of the best trials.", min=1)] = 1,
     trial: Annotated[int | None, typer.Option(help="This trial instead of the best.", min=0)] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a promotion key: `--set promotion.plan=trunk`."),
+    ] = None,
 ) -> None:
-    """Queue long cumulative runs of the best trials; the study's workers train them. Said twice, it changes nothing."""
+    """Queue long runs of the best trials by a plan; the study's workers train them. Said twice, it changes nothing.
+
+    The plan is that of the sweep file, or `--set promotion.plan=` cumulative, sequential, replay, scratch, trunk or
+    rounds. Stages: `--set promotion.stages=[20000,0.5,all]`.
+    """
     from mathverify_sweep import actions
 
     database = open_database(storage)
     handle = open_study(database, study)
-    for done in actions.promote(database, handle, top, trial):
-        stages = ", ".join(f"{rows:,} rows" for rows in done.stages)
+    for done in actions.promote(database, handle, top, trial, overrides or ()):
+        stages = ", ".join(f"{spec.train_rows:,} rows" for spec in done.stages)
         how = "promoted" if done.created else "is promoted already"
-        console.print(f"trial {done.trial_number} {how}: stages {stages} (promotion {done.promotion_id})")
+        console.print(
+            f"trial {done.trial_number} {how}: {done.plan}, stages {stages} (promotion {done.promotion_id})",
+            soft_wrap=True,
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import time
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
@@ -23,6 +24,7 @@ from mathverify_sweep.cli.shared import (
     write_report,
 )
 from mathverify_sweep.errors import StudyError
+from mathverify_sweep.states import EndReason
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine as Database
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from mathverify_sweep.reports.models import StatusReport
     from mathverify_sweep.study.study import StudyHandle
 
+ENDED_WELL = (EndReason.FINISHED, EndReason.PRUNED)
+"""How a stage may end: trained, or not needed."""
 START_SECONDS = 900.0
 """How long a worker that starts waits for a database that is away, or has no connection left."""
 
@@ -48,6 +52,16 @@ def auto_or_count(value: str) -> str:
     if value != "auto" and not (value.isdecimal() and int(value) > 0):
         raise typer.BadParameter(f"must be auto or a whole number above 0, got {value!r}")
     return value
+
+
+def seconds(value: str | None) -> float | None:
+    """`90s`, `30m`, `12h` or `2d` in seconds."""
+    if value is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", value.strip())
+    if found is None or float(found[1]) == 0:
+        raise typer.BadParameter(f"must be a time such as 12h, 90m or 600s, got {value!r}")
+    return float(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
 
 
 def number_or_auto(value: str) -> int | None:
@@ -90,10 +104,14 @@ def worker(
     lease: Annotated[
         float, typer.Option(help="Lease period in seconds: a dead worker is noticed after two.", min=1)
     ] = 60.0,
+    time_limit: Annotated[
+        str | None, typer.Option(metavar="12h", help="Hand the runs back and end before this long has passed.")
+    ] = None,
 ) -> None:
     """Work on a study: take trials and promotion stages until it is stopped.
 
-    Ctrl-C and SIGTERM have checkpoints written and hand the runs back; the next worker goes on from there.
+    Ctrl-C, SIGTERM and the time limit have checkpoints written and hand the runs back within 30 s; the next worker goes
+    on from there.
     """
     from mathverify_sweep import actions, sweep_file
     from mathverify_sweep.store import outages, studies
@@ -109,6 +127,7 @@ def worker(
             name = config.study
         return database, open_study(database, name, optuna_proxy)
 
+    limit = seconds(time_limit)
     log_to_stderr()
     database, handle = outages.patiently(opened, START_SECONDS, random.Random(), time.monotonic, time.sleep)
     pretended = engine is EngineChoice.rehearsal
@@ -122,6 +141,7 @@ def worker(
         lease_seconds=lease,
         hang_seconds=hang_seconds,
         checkpoint_seconds=checkpoint_seconds,
+        time_limit_seconds=limit,
     )
     raise typer.Exit(0 if Worker(database, handle, options).work() else 1)
 
@@ -137,7 +157,6 @@ def run(
     """The whole job on this machine: create, work with N workers, promote the best, write the report. Resumable."""
     from mathverify_sweep import actions, sweep_file
     from mathverify_sweep.reports import rows, terminal
-    from mathverify_sweep.states import RunState
     from mathverify_sweep.store import database as storage_page
     from mathverify_sweep.worker import local
 
@@ -164,5 +183,6 @@ def run(
     console.print(
         f"W&B        wandb sync {paths.study_folder(output, config.study)}/*/wandb/offline-run-*", soft_wrap=True
     )
-    if ended.state == "stopped" or any(row.state is not RunState.COMPLETE for row in ended.promotions):
+    stages = [stage for row in ended.promotions for stage in row.stages]
+    if ended.state == "stopped" or any(stage.end_reason not in ENDED_WELL for stage in stages):
         raise StudyError(f"study {config.study} did not get to its end: mvsweep status {config.study} says why.")

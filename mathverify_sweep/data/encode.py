@@ -6,6 +6,8 @@ one whose verdicts are not one token each.
 
 from __future__ import annotations
 
+import hashlib
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -55,6 +57,14 @@ def answer_ids(tokenizer: Tokenizer) -> tuple[int, int]:
     return false_id, true_id
 
 
+def beginning(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The special tokens that the tokenizer puts before a text."""
+    (bare,) = _tokens(tokenizer, ["Question"])
+    (whole,) = tokenizer(["Question"], add_special_tokens=True, verbose=False)["input_ids"]
+    at = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
+    return tuple(whole[:at])
+
+
 def encode(rows: Sequence[Row], template_text: str, tokenizer: Tokenizer, max_length: int) -> Encoded:
     """Every row's prompt in at most `max_length - 1` tokens; it begins as the tokenizer begins a text (BOS or not)."""
     if not tokenizer.is_fast:
@@ -74,12 +84,20 @@ def encode(rows: Sequence[Row], template_text: str, tokenizer: Tokenizer, max_le
     return Encoded(tuple(encoded), len(rows) - len(encoded))
 
 
+def digest(rows: Sequence[EncodedRow]) -> str:
+    """SHA-256 of rows in their order: the tokens and the verdict of each, and how many tokens it has."""
+    found = hashlib.sha256()
+    for row in rows:
+        found.update(array("q", (len(row.prompt_ids), row.is_correct, *row.prompt_ids)).tobytes())
+    return found.hexdigest()
+
+
 class _Ids:
     """Texts to ids that begin as the tokenizer begins a text, but do not end as it ends one: the verdict comes next."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
-        self.begin = _begin(tokenizer)
+        self.begin = beginning(tokenizer)
         # One int object per token of the vocabulary instead of one per token of the data: a quarter of the memory.
         self.shared = list(range(len(tokenizer)))
 
@@ -111,14 +129,6 @@ def _cut(row: Row, template_text: str, ids: _Ids, limit: int) -> tuple[int, ...]
             return prompt
         room -= len(prompt) - limit
     return bare if len(bare) <= limit else None
-
-
-def _begin(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """The special tokens that the tokenizer puts before a text."""
-    (bare,) = _tokens(tokenizer, ["Question"])
-    (whole,) = tokenizer(["Question"], add_special_tokens=True, verbose=False)["input_ids"]
-    at = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
-    return tuple(whole[:at])
 
 
 def _verdict_ids(tokenizer: Tokenizer, prompt: str) -> tuple[int, int]:

@@ -60,17 +60,25 @@ def groups(rows: Sequence[Row]) -> list[str]:
 
 def rows_of(table: Table, columns: ColumnsSpec) -> list[Row]:
     """All rows of a table, or one DataError that names everything that is wrong with them."""
-    names = columns.model_dump()
-    _require_columns(table, names)
+    _require_columns(table, columns.model_dump())
     problems: list[str] = []
-    texts = {field: _checked(table, names[field], _text, problems) for field in ("question", "solution")}
-    answers = _checked(table, columns.answer, _answer, problems)
+    texts = _texts(table, columns, problems)
     labels = _checked(table, columns.is_correct, _label, problems)
     if not problems:
-        problems += _right_without_answer(columns.answer, answers, labels)
+        problems += _right_without_answer(columns.answer, texts[1], labels)
     if problems:
         raise DataError(f"{table.where}: " + "; ".join(problems))
-    return [Row(*fields) for fields in zip(texts["question"], answers, texts["solution"], labels, strict=True)]
+    return [Row(*fields) for fields in zip(*texts, labels, strict=True)]
+
+
+def unlabelled_rows_of(table: Table, columns: ColumnsSpec) -> list[Row]:
+    """The same of a table without labels, whose rows are to be judged; their `is_correct` means nothing."""
+    _require_columns(table, columns.model_dump(exclude={"is_correct"}))
+    problems: list[str] = []
+    texts = _texts(table, columns, problems)
+    if problems:
+        raise DataError(f"{table.where}: " + "; ".join(problems))
+    return [Row(*fields, is_correct=False) for fields in zip(*texts, strict=True)]
 
 
 def column_of(table: Table, name: str, option: str) -> Sequence[object]:
@@ -99,6 +107,13 @@ def _require_columns(table: Table, names: Mapping[str, str]) -> None:
     if missing:
         there = ", ".join(name[:_NAME_SHOWN] for name in list(table.columns)[:_COLUMNS_SHOWN]) or "none"
         raise DataError(f"{table.where}: {'; '.join(missing)}. Columns there: {there}")
+
+
+def _texts(table: Table, columns: ColumnsSpec, problems: list[str]) -> tuple[list[str], list[str], list[str]]:
+    """Questions, answers and solutions, in the order of `Row`'s fields."""
+    questions = _checked(table, columns.question, _text, problems)
+    solutions = _checked(table, columns.solution, _text, problems)
+    return questions, _checked(table, columns.answer, _answer, problems), solutions
 
 
 def _checked(table: Table, column: str, convert: Callable[[object], T], problems: list[str]) -> list[T]:

@@ -53,6 +53,7 @@ class Worker(Frozen):
     process_start: int | None
     job_id: str | None
     lease_seconds: float | None
+    environment_id: str | None
     renewals: int
     renewed_at: datetime | None
 

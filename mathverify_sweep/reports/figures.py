@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 from mathverify_sweep import metrics
 from mathverify_sweep.reports import draw
 from mathverify_sweep.reports.models import PromotionRow, RunRow, StatusReport, TrialRow
-from mathverify_sweep.reports.rows import best_stage, ranked
+from mathverify_sweep.reports.rows import best_promoted, ranked
 from mathverify_sweep.states import RunState
 
 ENDED_FIRST = (RunState.COMPLETE, RunState.PRUNED, RunState.FAIL, RunState.RUNNING)
@@ -53,8 +53,8 @@ def leaderboard(report: StatusReport) -> Panel | None:
     if not best:
         return None
     shown = {f"trial {trial.number}": trial for trial in reversed(best)}
-    promoted = {f"trial {row.trial_number}": best_stage(row, report.objective) for row in report.promotions}
-    after = {name: stage for name, stage in promoted.items() if stage is not None and name in shown}
+    promoted = {f"trial {number}": stage for number, stage in best_promoted(report).items()}
+    after = {name: stage for name, stage in promoted.items() if name in shown}
     traces = [draw.intervals("trial", shown, draw.BLUE, "circle")]
     if after:
         traces.append(draw.intervals("promoted", after, draw.GREEN, "diamond"))
@@ -168,7 +168,7 @@ def losses(report: StatusReport) -> Panel | None:
         for stage in row.stages:
             points = [(p.rows_seen, p.loss) for p in stage.curve if p.loss is not None]
             if points:
-                name = f"trial {row.trial_number} stage {stage.stage}"
+                name = f"trial {row.trial_number} {row.plan} {stage.name}"
                 traces.append(draw.line(name, points, draw.GREEN, 1.0 + 0.5 * stage.stage))
     if not traces:
         return None
@@ -200,13 +200,13 @@ def device_time(report: StatusReport) -> Panel | None:
 
 def _before_and_after(row: PromotionRow, trial: TrialRow | None, colour: str) -> list[Any]:
     runs: list[RunRow] = [run for run in ((trial,) if trial else ()) if run.metrics]
-    stages = [stage for stage in row.stages if stage.metrics]
+    stages = [stage for stage in row.stages if stage.metrics and stage.part != "trunk"]
     if not stages:
         return []
     runs += stages
     return [
         go.Scatter(
-            name=f"trial {row.trial_number}",
+            name=f"trial {row.trial_number} {row.plan}",
             x=[run.train_rows for run in runs],
             y=[run.accuracy for run in runs],
             error_y={

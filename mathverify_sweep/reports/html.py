@@ -83,10 +83,9 @@ def _headline(report: StatusReport) -> Iterable[tuple[str, str]]:
     if best is not None and best.value is not None:
         title = f"best {report.objective.replace('_', ' ')}, trial {best.number}"
         yield title + _interval(best.metrics), f"{best.value:.4f}"
-    for row in report.promotions:
-        stage = rows.best_stage(row, report.objective)
-        if stage is not None and stage.value is not None:
-            title = f"trial {row.trial_number} promoted to {stage.train_rows:,} rows"
+    for number, stage in rows.best_promoted(report).items():
+        if stage.value is not None:
+            title = f"trial {number} promoted to {stage.train_rows:,} rows"
             yield title + _interval(stage.metrics), f"{stage.value:.4f}"
     for name, found in report.baselines.items():
         yield f"accuracy of {name.replace('_', ' ')} (baseline)", f"{found.accuracy:.4f}"
@@ -118,6 +117,7 @@ def _trials(report: StatusReport, board: Leaderboard) -> str:
 def _promotions(report: StatusReport) -> str:
     head = [
         "trial",
+        "plan",
         "stage",
         "state",
         "value",
@@ -135,7 +135,8 @@ def _promotions(report: StatusReport) -> str:
     for row in report.promotions:
         for stage in row.stages:
             start = names.get(stage.started_from, stage.started_from) if stage.started_from else ""
-            cells = [_count(row.trial_number), _count(stage.stage), *_ending(stage), *_figures(stage.metrics)]
+            place = [_count(row.trial_number), _text(row.plan), Cell(stage.name, stage.stage)]
+            cells = [*place, *_ending(stage), *_figures(stage.metrics)]
             body.append(("", [*cells, *_effort(stage), _text(start)]))
     return _table(head, body) if body else ""
 

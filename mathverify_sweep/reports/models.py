@@ -7,8 +7,10 @@ from typing import Literal
 
 from pydantic import Field
 
+from mathverify_sweep.metrics import Interval
+from mathverify_sweep.resampling import Comparison
 from mathverify_sweep.search_space import Value
-from mathverify_sweep.specs import Frozen, Metrics, Objective
+from mathverify_sweep.specs import Frozen, Metrics, Objective, RunSpec, Split
 from mathverify_sweep.states import EndReason, RunState
 
 StudyState = Literal["new", "running", "waiting", "stopped", "idle", "done"]
@@ -36,6 +38,7 @@ class RunRow(Frozen):
     accuracy_low: float | None = Field(description="lower end of the 95 % interval, clustered by question")
     accuracy_high: float | None
     rows_seen: int
+    rows_to_meet: int = Field(description="what `rows_seen` is at the end, unless rows do not fit")
     train_rows: int
     seconds: float = Field(description="device time of all attempts")
     worker: str | None
@@ -53,14 +56,20 @@ class TrialRow(RunRow):
 
 
 class StageRow(RunRow):
-    """A stage of a promotion. `started_from` is the run whose adapter it took."""
+    """A stage of a promotion. `started_from` is the run whose adapter, or whose checkpoint, it took."""
 
     stage: int
+    part: Literal["trunk", "cooldown"] | None = Field(None, description="of the plan `trunk`")
     started_from: str | None
+
+    @property
+    def name(self) -> str:
+        """`2`, or `2 trunk`."""
+        return f"{self.stage} {self.part}" if self.part else f"{self.stage}"
 
 
 class PromotionRow(Frozen):
-    """The long run of one trial."""
+    """The long run of one trial by one plan."""
 
     promotion_id: str
     trial_number: int
@@ -80,7 +89,7 @@ class RunningRow(Frozen):
     worker: str
     gpu: str
     rows_seen: int
-    train_rows: int
+    rows_to_meet: int
     value: float | None
     loss: float | None
     started_at: datetime | None
@@ -139,3 +148,156 @@ class Leaderboard(Frozen):
     objective: Objective
     complete: int = Field(description="trials that were ranked; the best of many looks better than it is")
     rows: tuple[LeaderRow, ...]
+
+
+class Part(Frozen):
+    """Some of the rows of an evaluation, by what they have in common; accuracy is at the verifier's threshold."""
+
+    name: str
+    rows: int
+    accuracy: Interval
+
+
+class Evaluation(Metrics):
+    """All figures of a verifier on a split or a file."""
+
+    run_ids: tuple[str, ...]
+    where: str = Field(description="a split, or the file")
+    intervals: dict[str, Interval] = Field(description="95 %, clustered by question, by the name of the figure")
+    parts: dict[str, tuple[Part, ...]] = Field(description="by length of the solution, and by a column of the file")
+
+
+class ComparedPair(Frozen):
+    """Two runs; what is said is of the first, held against the second."""
+
+    first: str
+    second: str
+    comparison: Comparison
+
+
+class ComparedRuns(Frozen):
+    """Every pair of some runs on one split."""
+
+    split: Split
+    rows: int
+    questions: int
+    pairs: tuple[ComparedPair, ...]
+
+
+class Member(Frozen):
+    """A run of an ensemble; `metrics` are those of the ensemble up to it, on validation."""
+
+    run_id: str
+    trial_number: int | None
+    stage: int | None
+    metrics: Metrics
+
+
+class Ensemble(Frozen):
+    """Runs whose mean log-odds is one verifier, in the order in which they were chosen."""
+
+    study: str
+    candidates: int
+    members: tuple[Member, ...]
+    against_the_first: Comparison = Field(description="on validation, where it was chosen")
+
+
+class Exported(Frozen):
+    """A folder with a model. The last four say what merging has changed on validation, at the threshold."""
+
+    run_id: str
+    folder: str
+    merged: bool
+    dtype: Literal["float32", "bfloat16"]
+    rows: int = 0
+    flipped: int = Field(0, description="rows with another verdict than by the adapter")
+    largest_shift: float = Field(0.0, description="of any row's log-odds")
+    accuracy_change: float = 0.0
+
+
+class Code(Frozen):
+    """What a worker ran. `changed`: its files differed from the commit."""
+
+    version: str
+    commit: str | None
+    changed: bool
+    python: str
+    platform: str
+    threads: int = Field(description="of the matmuls on a CPU: with as many the bits are the same")
+    packages: dict[str, str]
+
+
+class LineageAttempt(Frozen):
+    """One attempt of a run, and the checkpoint that it went on from, in rows seen."""
+
+    run_id: str
+    attempt: int
+    end_reason: EndReason | None
+    worker: str
+    resumed_from_rows: int
+
+
+class LineageExport(Frozen):
+    """A folder that a run was exported to."""
+
+    folder: str
+    merged: bool
+    dtype: str
+    flipped: int | None
+    created_at: datetime
+
+
+class LineageStep(Frozen):
+    """A run between nothing and the run that was asked for."""
+
+    run_id: str
+    spec: RunSpec
+    begins: str = Field(description="what it began with, in words")
+    plan: str | None = Field(None, description="of its promotion, JSON")
+    rows_digest: str | None = Field(None, description="SHA-256 of the rows that it met, in their order")
+    optimizer_steps: int
+    value: float | None
+    attempts: tuple[LineageAttempt, ...]
+    code: Code | None = Field(None, description="of its last attempt")
+    exports: tuple[LineageExport, ...] = ()
+
+
+class Lineage(Frozen):
+    """How a run came to be, the oldest step first, and commands that make it again."""
+
+    study: str
+    data_source: str
+    data_fingerprint: str
+    steps: tuple[LineageStep, ...]
+    commands: tuple[str, ...]
+
+
+class Finalist(Frozen):
+    """A trial at the gate. `accuracy` is on the gate rows of the last look that it took part in, mean of its runs."""
+
+    trial_number: int
+    value: float = Field(description="the objective on validation")
+    verdict: Literal["chosen", "dropped", "open"]
+    why: str
+    accuracy: float | None = None
+    run_ids: tuple[str, ...] = Field((), description="its runs with fresh seeds")
+
+
+class GateLook(Frozen):
+    """One look at the gate split."""
+
+    number: int
+    rows: int
+    questions: int
+    level: float = Field(description="p-value from which on a finalist is dropped")
+    p_values: dict[int, float] = Field(description="of each finalist behind the last one that would be chosen")
+
+
+class GateReport(Frozen):
+    """Which trials are to be promoted, and why. `waiting`: runs that are to be trained before the next look."""
+
+    study: str
+    top: int
+    waiting: int
+    looks: tuple[GateLook, ...]
+    finalists: tuple[Finalist, ...]

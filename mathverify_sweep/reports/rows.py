@@ -9,7 +9,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from mathverify_sweep import metrics
 from mathverify_sweep.config import SweepConfig
@@ -75,7 +75,7 @@ def status(database: Database, study: str) -> StatusReport:
 def leaderboard(report: StatusReport, top: int | None = None) -> Leaderboard:
     """The best `top` trials by the study's objective, and the baselines below them."""
     best = ranked(report.trials, report.objective)
-    promoted = {row.trial_number: best_stage(row, report.objective) for row in report.promotions}
+    promoted = best_promoted(report)
     rows = [_leader(rank, trial, promoted.get(trial.number)) for rank, trial in enumerate(best[:top], start=1)]
     baselines = [_baseline(name, found, report.objective) for name, found in report.baselines.items()]
     rows += sorted(baselines, key=lambda row: row.value, reverse=metrics.higher_is_better(report.objective))
@@ -90,15 +90,24 @@ def ranked(trials: Sequence[TrialRow], objective: Objective) -> list[TrialRow]:
     return [trial for _, _, trial in sorted(with_value, key=lambda found: found[:2])]
 
 
-def best_stage(promotion: PromotionRow, objective: Objective) -> StageRow | None:
-    """The complete stage with the best value, whose adapter is what the promotion came to."""
+def best_stage(stages: Sequence[StageRow], objective: Objective) -> StageRow | None:
+    """The complete stage with the best value, whose adapter is what it all came to; of equals the later one."""
     sign = 1.0 if metrics.higher_is_better(objective) else -1.0
     complete = [
         (sign * stage.value, stage.stage, stage)
-        for stage in promotion.stages
+        for stage in stages
         if stage.state is RunState.COMPLETE and stage.value is not None
     ]
     return max(complete, key=lambda found: found[:2])[2] if complete else None
+
+
+def best_promoted(report: StatusReport) -> dict[int, StageRow]:
+    """Of each promoted trial the best stage of all its promotions, as far as one is complete."""
+    stages: dict[int, list[StageRow]] = defaultdict(list)
+    for row in report.promotions:
+        stages[row.trial_number] += row.stages
+    best = {number: best_stage(found, report.objective) for number, found in stages.items()}
+    return {number: stage for number, stage in best.items() if stage is not None}
 
 
 def standing(report: StatusReport) -> str:
@@ -146,6 +155,7 @@ def _run(attempts: Sequence[RunRecord], said: _Said, train_rows: int) -> dict[st
         "accuracy_low": found.accuracy_low if found else None,
         "accuracy_high": found.accuracy_high if found else None,
         "rows_seen": max(result.rows_seen if result else 0, curve[-1].rows_seen if curve else 0),
+        "rows_to_meet": last.spec.rows_to_meet if last and last.spec else train_rows,
         "train_rows": last.spec.train_rows if last and last.spec else train_rows,
         "seconds": sum(_seconds(run) for run in attempts),
         "worker": last.worker.worker_id if last and last.worker else None,
@@ -163,7 +173,12 @@ def _promotion(
         if run.promotion_id == found.promotion_id and run.stage is not None:
             attempts[run.stage].append(run)
     stages = tuple(
-        StageRow(**_run(of_stage, said, 0), stage=stage, started_from=_started_from(of_stage[-1]))
+        StageRow(
+            **_run(of_stage, said, 0),
+            stage=stage,
+            part=_part(of_stage[-1]),
+            started_from=_started_from(of_stage[-1]),
+        )
         for stage, of_stage in sorted(attempts.items())
     )
     return PromotionRow(
@@ -174,6 +189,12 @@ def _promotion(
         trial_value=next((trial.value for trial in trials if trial.number == found.trial_number), None),
         stages=stages,
     )
+
+
+def _part(run: RunRecord) -> Literal["trunk", "cooldown"] | None:
+    if run.spec is not None and run.spec.leaves_state:
+        return "trunk"
+    return "cooldown" if run.spec is not None and run.spec.goes_on_from else None
 
 
 def _started_from(run: RunRecord) -> str | None:
@@ -207,7 +228,7 @@ def _running(run: RunRecord, said: _Said) -> RunningRow:
         worker=f"{run.worker.worker_id}@{run.worker.host}" if run.worker else "",
         gpu=run.worker.gpu if run.worker else "",
         rows_seen=curve[-1].rows_seen if curve else 0,
-        train_rows=run.spec.train_rows,
+        rows_to_meet=run.spec.rows_to_meet,
         value=next((point.value for point in reversed(curve) if point.value is not None), None),
         loss=next((point.loss for point in reversed(curve) if point.loss is not None), None),
         started_at=run.started_at,

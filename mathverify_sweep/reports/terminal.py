@@ -22,7 +22,6 @@ from mathverify_sweep.states import EndReason, RunState
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine as Database
 
-    from mathverify_sweep.metrics import Interval
 
 STYLES = {
     RunState.COMPLETE: "green",
@@ -44,7 +43,7 @@ def status(report: StatusReport) -> RenderableType:
 
 def leaderboard(board: Leaderboard) -> RenderableType:
     """The best trials with what became of them, the baselines below, and the settings of each trial."""
-    table = _table("rank", "model", "accuracy [95 %]", "log-loss", "AUC", "promoted")
+    table = table_of("rank", "model", "accuracy [95 %]", "log-loss", "AUC", "promoted")
     for row in board.rows:
         if row.kind == "baseline":
             table.add_section()
@@ -59,26 +58,14 @@ def leaderboard(board: Leaderboard) -> RenderableType:
     return Group(Text(note), table, *chosen)
 
 
-def metrics(found: Metrics) -> RenderableType:
-    """All figures of one model on one split."""
-    table = _table("figure", "value")
-    table.add_row("rows", f"{found.rows:,}")
-    table.add_row("accuracy [95 %]", _accuracy(found))
-    table.add_row(f"accuracy at threshold {found.threshold:.3f}", f"{found.accuracy_at_threshold:.4f}")
-    for name in ("precision", "recall", "f1", "log_loss", "auc"):
-        table.add_row(name.replace("_", "-"), f"{getattr(found, name):.4f}")
-    table.add_row("judged True, is True / False", f"{found.true_positives:,} / {found.false_positives:,}")
-    table.add_row("judged False, is True / False", f"{found.false_negatives:,} / {found.true_negatives:,}")
+def table_of(*columns: str) -> Table:
+    """An empty table in the style of all of them."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for column in columns:
+        right = column in ("trial", "rank", "rows", "time", "stage", "log-loss", "AUC")
+        folds = column in ("worker", "model", "state")
+        table.add_column(escape(column), justify="right" if right else "left", overflow="fold", no_wrap=not folds)
     return table
-
-
-def difference(found: Interval, first: str, second: str) -> RenderableType:
-    """How much more accurate one run is than another, and whether that is sure."""
-    sure = "the interval excludes 0" if found.low > 0 or found.high < 0 else "the interval includes 0: no clear winner"
-    return Text(
-        f"accuracy of {first} minus {second}: {100 * found.estimate:+.2f} points "
-        f"[{100 * found.low:+.2f}, {100 * found.high:+.2f}], {sure}"
-    )
 
 
 def watch(
@@ -124,23 +111,23 @@ def _headline(report: StatusReport) -> Text:
 
 
 def _trials(report: StatusReport) -> Table:
-    table = _table("trial", "state", "value [95 %]", "rows", "time", "worker")
+    table = table_of("trial", "state", "value [95 %]", "rows", "time", "worker")
     for trial in report.trials:
-        seen = f"{trial.rows_seen:,}/{trial.train_rows:,}"
+        seen = f"{trial.rows_seen:,}/{trial.rows_to_meet:,}"
         where = f"{trial.worker} {trial.gpu}" if trial.worker else ""
         table.add_row(f"{trial.number}", _state(trial), _value(trial), seen, _time(trial), where)
     return table
 
 
 def _promotions(report: StatusReport) -> Table:
-    table = _table("promoted", "stage", "state", "value [95 %]", "rows", "time", "from")
-    names = {stage.run_id: f"stage {stage.stage}" for row in report.promotions for stage in row.stages}
+    table = table_of("promoted", "stage", "state", "value [95 %]", "rows", "time", "from")
+    names = {stage.run_id: f"{stage.stage}" for row in report.promotions for stage in row.stages}
     for row in report.promotions:
         for stage in row.stages:
             start = names.get(stage.started_from, "") if stage.started_from else ""
-            seen = f"{stage.rows_seen:,}/{stage.train_rows:,}"
+            seen = f"{stage.rows_seen:,}/{stage.rows_to_meet:,}"
             state = (_state(stage), _value(stage), seen, _time(stage), start)
-            table.add_row(f"trial {row.trial_number}", f"{stage.stage}", *state)
+            table.add_row(f"{row.trial_number} {row.plan}", stage.name, *state)
     return table
 
 
@@ -148,7 +135,7 @@ def _now(run: RunningRow) -> Text:
     what = f"trial {run.trial_number}" + (f" stage {run.stage}" if run.stage else "")
     value = "" if run.value is None else f", value {run.value:.4f}"
     loss = "" if run.loss is None else f", loss {run.loss:.3f}"
-    return Text(f"now: {what} on {run.worker} ({run.gpu}): {run.rows_seen:,} of {run.train_rows:,} rows{value}{loss}")
+    return Text(f"now: {what} on {run.worker} ({run.gpu}): {run.rows_seen:,} of {run.rows_to_meet:,} rows{value}{loss}")
 
 
 def _progress(report: StatusReport) -> Table:
@@ -160,8 +147,8 @@ def _progress(report: StatusReport) -> Table:
     for run in report.running:
         what = f"trial {run.trial_number}" + (f" stage {run.stage}" if run.stage else "")
         said = f"loss {run.loss:.3f}" if run.loss is not None else "starting"
-        seen = f"{run.rows_seen:,}/{run.train_rows:,}"
-        table.add_row(what, ProgressBar(run.train_rows, run.rows_seen, width=24), seen, said)
+        seen = f"{run.rows_seen:,}/{run.rows_to_meet:,}"
+        table.add_row(what, ProgressBar(run.rows_to_meet, run.rows_seen, width=24), seen, said)
     return table
 
 
@@ -169,14 +156,14 @@ def _ended(report: StatusReport) -> list[tuple[str, RunRow]]:
     """Trials and stages that have ended, with their titles."""
     found: list[tuple[str, RunRow]] = [(f"trial {trial.number}", trial) for trial in report.trials]
     for row in report.promotions:
-        found += [(f"trial {row.trial_number} stage {stage.stage}", stage) for stage in row.stages]
+        found += [(f"trial {row.trial_number} stage {stage.name}", stage) for stage in row.stages]
     return [(title, run) for title, run in found if run.state not in (RunState.RUNNING, RunState.WAITING)]
 
 
 def _line(title: str, run: RunRow) -> Text:
     text = Text(f"{title} ")
     text.append_text(_state(run))
-    return text.append(f" {_value(run)} after {run.rows_seen:,} of {run.train_rows:,} rows, {_time(run)}")
+    return text.append(f" {_value(run)} after {run.rows_seen:,} of {run.rows_to_meet:,} rows, {_time(run)}")
 
 
 def _state(run: RunRow) -> Text:
@@ -202,12 +189,3 @@ def _accuracy(found: Metrics | None) -> str:
 def _time(run: RunRow) -> str:
     minutes, seconds = divmod(round(run.seconds), 60)
     return f"{minutes}:{seconds:02}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for column in columns:
-        right = column in ("trial", "rank", "rows", "time", "stage", "log-loss", "AUC")
-        folds = column in ("worker", "model", "state")
-        table.add_column(escape(column), justify="right" if right else "left", overflow="fold", no_wrap=not folds)
-    return table

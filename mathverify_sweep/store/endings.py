@@ -107,9 +107,12 @@ def _follow(connection: Connection, row: sa.Row[Any], new_id: str) -> None:
     for waiter in behind:
         after = new_id if waiter.after_run == row.run_id else waiter.after_run
         spec = RunSpec.model_validate_json(waiter.spec)
-        start_from = tuple(new_id if run_id == row.run_id else run_id for run_id in spec.start_from)
+        builds_on = {
+            "start_from": tuple(new_id if run_id == row.run_id else run_id for run_id in spec.start_from),
+            "goes_on_from": new_id if spec.goes_on_from == row.run_id else spec.goes_on_from,
+        }
         connection.execute(
             sa.update(runs)
             .where(runs.c.run_id == waiter.run_id, runs.c.state == RunState.WAITING)
-            .values(after_run=after, spec=spec.model_copy(update={"start_from": start_from}).model_dump_json())
+            .values(after_run=after, spec=spec.model_copy(update=builds_on).model_dump_json())
         )

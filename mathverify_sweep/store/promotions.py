@@ -1,4 +1,4 @@
-"""Promotions in the database: the stages of one trial's long run, recorded once, each waiting for the one before."""
+"""Promotions in the database: the stages of one trial's long run, recorded once, each waiting for what it builds on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from mathverify_sweep.errors import StudyError
-from mathverify_sweep.specs import RunSpec
+from mathverify_sweep.specs import PlannedStage, RunSpec
 from mathverify_sweep.states import RunState
 from mathverify_sweep.store import endings
 from mathverify_sweep.store.database import insert, transaction
@@ -33,11 +33,11 @@ class PromotionRecord:
 
 
 def record(
-    engine: Engine, study_name: str, trial_number: int, plan: str, specs: Sequence[RunSpec], now: datetime
+    engine: Engine, study_name: str, trial_number: int, plan: str, stages: Sequence[PlannedStage], now: datetime
 ) -> tuple[str, bool]:
     """Queue the stages of a promotion, all or none; (promotion_id, True), or (its id, False) when it is there already.
 
-    Each stage waits for the one before, and its `start_from` is extended by the run ids of all stages before it.
+    What a stage builds on becomes run ids, in its row and in its spec.
     """
     promotion_id = new_id()
     values = {
@@ -50,7 +50,7 @@ def record(
     with transaction(engine) as connection:
         statement = insert(connection, table).values(values).on_conflict_do_nothing()
         if connection.execute(statement.returning(table.c.promotion_id)).first() is not None:
-            connection.execute(sa.insert(runs), _stages(specs, now, promotion_id))
+            connection.execute(sa.insert(runs), _rows(stages, now, promotion_id))
             return promotion_id, True
         same = (table.c.study_name == study_name) & (table.c.trial_number == trial_number) & (table.c.plan == plan)
         there: str = connection.execute(sa.select(table.c.promotion_id).where(same)).scalar_one()
@@ -90,12 +90,16 @@ def resume(engine: Engine, promotion_id: str, now: datetime) -> tuple[str, ...]:
     return tuple(reversed(new_ids))
 
 
-def _stages(specs: Sequence[RunSpec], now: datetime, promotion_id: str) -> list[dict[str, Any]]:
+def _rows(stages: Sequence[PlannedStage], now: datetime, promotion_id: str) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    for spec in specs:
-        earlier = tuple(row["run_id"] for row in rows)
-        full = spec.model_copy(update={"start_from": spec.start_from + earlier})
-        rows.append(waiting(full, now, promotion_id=promotion_id, after_run=earlier[-1] if earlier else None))
+    for stage in stages:
+        run_ids: list[str] = [row["run_id"] for row in rows]
+        builds_on = {
+            "start_from": tuple(run_ids[number] for number in stage.start_from),
+            "goes_on_from": None if stage.goes_on_from is None else run_ids[stage.goes_on_from],
+        }
+        after = None if stage.after is None else run_ids[stage.after]
+        rows.append(waiting(stage.spec.model_copy(update=builds_on), now, promotion_id=promotion_id, after_run=after))
     return rows
 
 

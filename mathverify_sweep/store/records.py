@@ -22,7 +22,8 @@ class WorkerIdentity:
     """Who runs something, in words that a person can act on; the fields are columns of `mv_runs`.
 
     `boot_id` and `process_start` tell whether its process lives (see `processes`), `job_id` names it to a scheduler,
-    `lease_seconds` is the period that it keeps to. All four are None in rows of an older version.
+    `lease_seconds` is the period that it keeps to, `environment_id` the code that it runs (see `provenance`). All five
+    are None in rows of an older version.
     """
 
     worker_id: str
@@ -33,14 +34,15 @@ class WorkerIdentity:
     process_start: int | None = None
     job_id: str | None = None
     lease_seconds: float | None = None
+    environment_id: str | None = None
 
     @classmethod
-    def of_this_process(cls, gpu_label: str, lease_seconds: float) -> WorkerIdentity:
+    def of_this_process(cls, gpu_label: str, lease_seconds: float, environment_id: str | None = None) -> WorkerIdentity:
         """A new worker in this process."""
         pid = os.getpid()
         boot_id, start, job_id = processes.boot_id(), processes.start_of(pid), processes.job_id(os.environ)
         host = socket.gethostname()
-        return cls(secrets.token_hex(4), host, pid, gpu_label, boot_id, start, job_id, lease_seconds)
+        return cls(secrets.token_hex(4), host, pid, gpu_label, boot_id, start, job_id, lease_seconds, environment_id)
 
     @classmethod
     def of(cls, row: sa.Row[Any]) -> WorkerIdentity | None:

@@ -17,7 +17,7 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.schema import CreateIndex, CreateTable, ExecutableDDLElement, SetColumnComment
 
 VERSION_TABLE = "mvsweep_alembic_version"
-REVISION = "0002"
+REVISION = "0003"
 """The last migration, which leads to the tables below; a test holds it to the folder of migrations."""
 
 
@@ -127,6 +127,7 @@ runs = sa.Table(
     _column("process_start", sa.BigInteger, null=True, comment="clock ticks since boot: a pid is given again"),
     _column("job_id", CleanText, null=True, comment="the scheduler's"),
     _column("lease_seconds", Finite, null=True, comment="the lease period that its worker keeps to"),
+    _column("environment_id", CleanText, null=True, comment="the code of its worker"),
     _column("created_at", UtcTime),
     _column("started_at", UtcTime, null=True),
     _column("renewed_at", UtcTime, null=True, comment="for people; expiry reads the counter"),
@@ -154,6 +155,27 @@ predictions = sa.Table(
     _column("run_id", CleanText, sa.ForeignKey("mv_runs.run_id"), primary_key=True),
     _column("split", CleanText, primary_key=True),
     _column("log_odds", sa.LargeBinary, comment="float32, little-endian, one per row in the split's order"),
+)
+
+environments = sa.Table(
+    "mv_environments",
+    metadata,
+    _column("environment_id", CleanText, primary_key=True),
+    _column("described", CleanText, comment="commit, Python and packages, JSON"),
+)
+
+exports = sa.Table(
+    "mv_exports",
+    metadata,
+    _column("export_id", CleanText, primary_key=True),
+    _column("run_id", CleanText, sa.ForeignKey("mv_runs.run_id")),
+    _column("folder", CleanText),
+    _column("merged", sa.Boolean),
+    _column("dtype", CleanText),
+    _column("rows", sa.Integer, null=True, comment="validation rows that a merged model was held against"),
+    _column("flipped", sa.Integer, null=True, comment="of these, with another verdict than the adapter's"),
+    _column("created_at", UtcTime),
+    sa.Index(None, "run_id"),
 )
 
 

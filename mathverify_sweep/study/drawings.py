@@ -1,9 +1,9 @@
-"""Small SVG drawings of one run: its curve and its confusion matrix. Text in, text out."""
+"""Small SVG drawings: a run's curve and confusion matrix, and curves beside each other. Text in, text out."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 from mathverify_sweep.specs import Metrics
@@ -11,6 +11,7 @@ from mathverify_sweep.specs import Metrics
 WIDTH, HEIGHT = 640, 320
 LEFT, RIGHT, TOP, BOTTOM = 64, 64, 36, 44
 MAX_POINTS = 500
+COLOURS = ("#4c78a8", "#e45756", "#54a24b", "#b279a2", "#f58518", "#72b7b2")
 LOSS, VALUE, GRID, INK = "#4c78a8", "#e45756", "#dddddd", "#333333"
 
 Curve = Sequence[tuple[float, float]]
@@ -56,6 +57,22 @@ def confusion_matrix(metrics: Metrics) -> str:
             parts.append(_text(left + 58, top + 42, f"{count:,}", fill=f"rgb({colour})"))
             parts.append(_text(left + 58, top + 62, f"{share:.1%}", fill=f"rgb({colour})"))
     return _svg(380, 240, "Confusion matrix", parts)
+
+
+def curves(title: str, x_label: str, y_label: str, named: Mapping[str, Curve]) -> str:
+    """Curves over one pair of axes, each with its name at its end. At most as many as there are colours."""
+    xs = _ticks(min(x for curve in named.values() for x, _ in curve), max(x for c in named.values() for x, _ in c))
+    ys = _ticks(min(y for curve in named.values() for _, y in curve), max(y for c in named.values() for _, y in c))
+    parts = [_text(_x(x, xs), HEIGHT - BOTTOM + 18, f"{x:,g}") for x in xs]
+    parts += [_rule(_y(y, ys)) + _text(LEFT - 8, _y(y, ys) + 4, f"{y:g}", "end") for y in ys]
+    parts += [_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, x_label), _text(LEFT, TOP - 14, y_label, "start")]
+    for colour, (name, curve) in zip(COLOURS, named.items(), strict=False):
+        points = [(_x(x, xs), _y(y, ys)) for x, y in sorted(curve)]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
+        parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{colour}"/>' for x, y in points]
+        parts.append(_text(points[-1][0] + 6, points[-1][1] + 4, name, "start", colour))
+    return _svg(WIDTH + 40, HEIGHT, title, parts)
 
 
 def _ticks(low: float, high: float) -> list[float]:

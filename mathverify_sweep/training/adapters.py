@@ -43,9 +43,7 @@ def attached(base: BaseModel, spec: RunSpec, start: Path | None) -> Iterator[Pef
     config = _lora_config(base, spec.base_model, spec.params)
     with _left_as_found(base.model):
         set_seed(spec.seed)
-        with warnings.catch_warnings():
-            # PEFT asks the base by a name that transformers 5.23 calls deprecated.
-            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        with without_deprecations():
             model = get_peft_model(base.model, config)
         try:
             if start is not None:
@@ -54,6 +52,14 @@ def attached(base: BaseModel, spec: RunSpec, start: Path | None) -> Iterator[Pef
             yield model
         finally:
             model.unload()
+
+
+@contextmanager
+def without_deprecations() -> Iterator[None]:
+    """PEFT asks a base model by a name that transformers 5.23 calls deprecated."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
 
 
 @contextmanager

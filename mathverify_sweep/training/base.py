@@ -62,15 +62,48 @@ def load(spec: BaseModelSpec, device: torch.device) -> BaseModel:
     compute_dtype = _compute_dtype(spec, device)
     # float32 is meant exactly where it is asked for; beside bfloat16 what is left in float32 may be rounded alike.
     torch.set_float32_matmul_precision("highest" if compute_dtype is torch.float32 else "high")
-    where = _resolve(spec)
+    where = resolve(spec)
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    tokenizer = _load_tokenizer(spec, where)
+    tokenizer = load_tokenizer(spec)
     model = _load_model(spec, where, device, compute_dtype)
     model.requires_grad_(False)
     nn.Module.eval(model)
     _keep_plain_4bit_kernels(model)
     _agree_on_special_tokens(model, tokenizer)
     return BaseModel(spec, model, tokenizer, answer_ids(tokenizer), device, compute_dtype)
+
+
+def resolve(spec: BaseModelSpec) -> str:
+    """A folder of this machine, or the hub name as it is. Raises ModelError for a folder that is not there."""
+    if spec.name == BUILTIN_TINY:
+        return str(_TINY_FOLDER)
+    folder = Path(spec.name).expanduser()
+    looks_local = spec.name.startswith(("/", "./", "../", "~")) or spec.name.count("/") > 1
+    if looks_local and not folder.is_dir():
+        raise ModelError(f"base_model.name: there is no folder {spec.name!r} on this machine. Correct the path")
+    return str(folder) if folder.is_dir() else spec.name
+
+
+def soft_cap(spec: BaseModelSpec) -> float | None:
+    """What the base model's logits are squashed to, c in c * tanh(logit / c); None where they are left as they are."""
+    config = AutoConfig.from_pretrained(resolve(spec), **_trusted(spec)).get_text_config()
+    cap: float | None = getattr(config, "final_logit_softcapping", None)
+    return cap
+
+
+def load_tokenizer(spec: BaseModelSpec) -> PreTrainedTokenizerBase:
+    """The base model's tokenizer, with a token to pad with. Raises ModelError."""
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(resolve(spec), **_trusted(spec))
+    # transformers and tokenizers raise all of these for a folder or a hub name without a readable tokenizer
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(
+            f"base_model.name: {spec.name!r} must have a tokenizer (tokenizer.json): {_why(error)}"
+        ) from error
+    if tokenizer.pad_token_id is None:
+        # Padding stands behind a row's last token and is never attended to, so any token does.
+        tokenizer.pad_token_id = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else 0
+    return tokenizer
 
 
 def micro_batch_tokens(base: BaseModel, spec: RunSpec) -> int:
@@ -110,31 +143,6 @@ def _compute_dtype(spec: BaseModelSpec, device: torch.device) -> torch.dtype:
     if spec.compute_dtype == "auto":
         return torch.float32 if device.type == "cpu" else torch.bfloat16
     return torch.float32 if spec.compute_dtype == "float32" else torch.bfloat16
-
-
-def _resolve(spec: BaseModelSpec) -> str:
-    """A folder of this machine, or the hub name as it is."""
-    if spec.name == BUILTIN_TINY:
-        return str(_TINY_FOLDER)
-    folder = Path(spec.name).expanduser()
-    looks_local = spec.name.startswith(("/", "./", "../", "~")) or spec.name.count("/") > 1
-    if looks_local and not folder.is_dir():
-        raise ModelError(f"base_model.name: there is no folder {spec.name!r} on this machine. Correct the path")
-    return str(folder) if folder.is_dir() else spec.name
-
-
-def _load_tokenizer(spec: BaseModelSpec, where: str) -> PreTrainedTokenizerBase:
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(where, **_trusted(spec))
-    # transformers and tokenizers raise all of these for a folder or a hub name without a readable tokenizer
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(
-            f"base_model.name: {spec.name!r} must have a tokenizer (tokenizer.json): {_why(error)}"
-        ) from error
-    if tokenizer.pad_token_id is None:
-        # Padding stands behind a row's last token and is never attended to, so any token does.
-        tokenizer.pad_token_id = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else 0
-    return tokenizer
 
 
 def _load_model(spec: BaseModelSpec, where: str, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:

@@ -8,14 +8,28 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from itertools import pairwise
 
 from mathverify_sweep.data.encode import EncodedRow
+from mathverify_sweep.specs import RunSpec
 
 
-def training_order(rows: Sequence[EncodedRow], seed: int) -> list[EncodedRow]:
-    """The rows as a run meets them, each once. The same rows and seed give the same order on every machine."""
-    ordered = list(rows)
-    random.Random(seed).shuffle(ordered)
+def training_order(rows: Sequence[EncodedRow], spec: RunSpec) -> list[EncodedRow]:
+    """The rows as a run of the spec meets them. The same rows and spec give the same order on every machine.
+
+    `rows` are the first of the nested order, as far as they fit; their `index` is their place in it. Two runs with the
+    same seed, epochs and cuts begin with the same rows, however long they are.
+    """
+    dice = random.Random(f"{spec.seed} replay {spec.skip_rows}")  # a string: the same numbers in every Python
+    replayed = set(dice.sample(range(spec.skip_rows), spec.replay_rows))
+    ordered: list[EncodedRow] = []
+    for begin, end in pairwise((0, *spec.blocks, spec.train_rows)):
+        block = [
+            row for row in rows if begin <= row.index < end and (row.index >= spec.skip_rows or row.index in replayed)
+        ]
+        ordered += _shuffled(block, spec, begin)
+    if spec.leaves_state:
+        del ordered[len(ordered) - len(ordered) % spec.params.effective_batch_size :]
     return ordered
 
 
@@ -40,3 +54,15 @@ def total_weight(rows: Sequence[EncodedRow], prompt_loss_weight: float) -> float
     The first token of a prompt is predicted by nothing, so it does not count.
     """
     return sum(1.0 + prompt_loss_weight * (len(row.prompt_ids) - 1) for row in rows)
+
+
+def _shuffled(block: Sequence[EncodedRow], spec: RunSpec, begin: int) -> list[EncodedRow]:
+    """The rows of a block, `spec.epochs` times, in another order each time; the last time as far as it goes."""
+    wanted = max(1, round(spec.epochs * len(block))) if block else 0
+    met: list[EncodedRow] = []
+    while len(met) < wanted:
+        again = list(block)
+        place = (begin, len(met))  # where all runs begin, the seed alone decides
+        random.Random(f"{spec.seed} {place}" if any(place) else spec.seed).shuffle(again)
+        met += again
+    return met[:wanted]

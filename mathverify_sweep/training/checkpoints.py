@@ -5,6 +5,7 @@
 
 A folder appears under its name only when all of it is on the disk, so a run that is killed at any instant leaves the
 one before. Damaged checkpoints, and those of another engine or of a run with other mathematics, are never gone on from.
+A piece of a trunk leaves one at its end, which whatever goes on from it takes for its own: they begin alike.
 What they hold is read without running anything: weights as safetensors, the rest as JSON or by
 `torch.load(weights_only=True)`.
 """
@@ -19,6 +20,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -62,6 +64,7 @@ class Checkpoints:
         self._root = checkpoints_folder(order.folder)
         self._earlier = tuple(map(checkpoints_folder, order.resume_from))
         self._engine = engine
+        self._order = order
         self._mathematics = mathematics(order)
         self._has_warned = False
 
@@ -75,10 +78,14 @@ class Checkpoints:
                 log.warning("checkpoint %s is left aside, an earlier one or the start is used: %s", folder, error)
             else:
                 return Checkpoint(folder, rows_seen)
+        if self._order.spec.goes_on_from:
+            log.warning("nothing is left of run %s to go on from: all is trained anew", self._order.spec.goes_on_from)
         return None
 
-    def write(self, rows_seen: int, fill: Callable[[Path], None]) -> None:
-        """Keep what `fill` writes into the folder that it is given. Training goes on when the disk cannot take it."""
+    def write(self, rows_seen: int, fill: Callable[[Path], None]) -> bool:
+        """Keep what `fill` writes into the folder that it is given; False when the disk cannot take it: training goes
+        on all the same.
+        """
         folder = self._root / str(rows_seen)
         partial = self._root / f"{rows_seen}.partial"
         try:
@@ -90,6 +97,7 @@ class Checkpoints:
             _sync(self._root)
             for old in sorted(_numbered(self._root))[:-KEPT]:
                 shutil.rmtree(self._root / str(old))
+            return True
         # The ways in which Python, safetensors and torch say that a file cannot be written. What is wrong with more
         # than the disk shows again at the next step.
         except (OSError, SafetensorError, RuntimeError) as error:
@@ -97,13 +105,14 @@ class Checkpoints:
             if not self._has_warned:
                 log.warning("no checkpoint in %s, training goes on without (is the disk full?): %s", folder, error)
             self._has_warned = True
+            return False
 
     def _seal(self, folder: Path, rows_seen: int) -> None:
         """The manifest, last; then all of it on the disk."""
         found = {name: _File(size=path.stat().st_size, sha256=_sha256(path)) for name, path in _files(folder).items()}
-        manifest = _Manifest(
-            format=_FORMAT, engine=self._engine, rows_seen=rows_seen, mathematics=self._mathematics, files=found
-        )
+        spec = self._order.spec
+        digest = trunk_mathematics(self._order, rows_seen) if spec.leaves_state else self._mathematics
+        manifest = _Manifest(format=_FORMAT, engine=self._engine, rows_seen=rows_seen, mathematics=digest, files=found)
         (folder / _MANIFEST).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
         for path in [*(path for path in folder.rglob("*")), folder]:
             _sync(path)
@@ -111,8 +120,9 @@ class Checkpoints:
     def _prove(self, folder: Path, rows_seen: int) -> None:
         """Raises OSError or ValueError when this is not a whole checkpoint of this run's mathematics."""
         manifest = _Manifest.model_validate_json((folder / _MANIFEST).read_bytes())
-        expected = (_FORMAT, self._engine, rows_seen, self._mathematics)
-        if (manifest.format, manifest.engine, manifest.rows_seen, manifest.mathematics) != expected:
+        good = {self._mathematics, trunk_mathematics(self._order, rows_seen)}
+        is_ours = (manifest.format, manifest.engine, manifest.rows_seen) == (_FORMAT, self._engine, rows_seen)
+        if not is_ours or manifest.mathematics not in good:
             raise ValueError("it belongs to another engine, version, or run")
         found = _files(folder)
         if found.keys() != manifest.files.keys():
@@ -146,8 +156,29 @@ def mathematics(order: Order) -> str:
     Raises ModelError when the start adapter is not there.
     """
     spec = order.spec
-    decisive = {
-        **spec.model_dump(mode="json", include={"params", "base_model", "train_rows", "max_length", "seed"}),
+    selected = {"skip_rows", "replay_rows", "epochs", "blocks", "leaves_state"}
+    decisive = spec.model_dump(mode="json", include={"train_rows"})
+    # Where they are as they always were, so are the digests.
+    decisive |= spec.model_dump(mode="json", include=selected, exclude_defaults=True)
+    return _digest(order, decisive, spec.params.model_dump(mode="json"))
+
+
+def trunk_mathematics(order: Order, rows_seen: int) -> str:
+    """The same of a run whose learning rate has been constant so far, apart from its warm-up: where its schedule ends
+    has decided nothing yet, nor have rows behind the block that it is in.
+    """
+    spec = order.spec
+    cuts = (*spec.blocks, spec.train_rows)
+    begun = next((n for n, cut in enumerate(cuts, 1) if spec.epochs * cut >= rows_seen), len(cuts))
+    params = spec.params.model_dump(mode="json", exclude={"lr_scheduler_type", "lr_decay_share", "lr_num_cycles"})
+    return _digest(order, {"trunk": cuts[:begun], "epochs": spec.epochs}, params)
+
+
+def _digest(order: Order, decisive: dict[str, Any], params: dict[str, Any]) -> str:
+    spec = order.spec
+    decisive = decisive | {
+        **spec.model_dump(mode="json", include={"base_model", "max_length", "seed"}),
+        "params": params,
         "data_fingerprint": spec.data_fingerprint,
         "prompt": prompts.find(spec.params.prompt_template, spec.prompt_texts),
         "start_adapter": adapters.digest(order.start_adapter) if order.start_adapter else None,

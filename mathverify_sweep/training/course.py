@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mathverify_sweep import metrics
+from mathverify_sweep.data.encode import digest
 from mathverify_sweep.errors import TrainingEnded
 from mathverify_sweep.specs import Frozen, Metrics, RunResult
 from mathverify_sweep.states import EndReason, Verdict
-from mathverify_sweep.training import device
+from mathverify_sweep.training import adapters, device
 from mathverify_sweep.training.checkpoints import Checkpoint, Checkpoints
 from mathverify_sweep.training.divergence import DivergenceWatch
 from mathverify_sweep.training.material import Material
@@ -57,9 +58,10 @@ class Course:
         reporter: Reporter,
         checkpoints: Checkpoints,
         clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._order, self._spec, self._material, self._reporter = order, order.spec, material, reporter
-        self._checkpoints, self._clock = checkpoints, clock
+        self._checkpoints, self._clock, self._sleep = checkpoints, clock, sleep
         self._divergence = DivergenceWatch()
         self._rungs = sorted(self._spec.rungs)
         self._last_step = _before(0, 0)
@@ -101,11 +103,12 @@ class Course:
 
         An interrupt is heard before a rung is evaluated: who preempts does not wait for long.
         """
+        is_last = step.rows_seen == len(self._material.train.rows)
         logs_before = self._last_step.rows_seen // self._log_every
         self._last_step = step
         self._divergence.check(step.loss, step.gradient_norm, step.rows_seen)
         self._losses_to_log.append(step.loss)
-        if step.rows_seen // self._log_every > logs_before or step.rows_seen == len(self._material.train.rows):
+        if step.rows_seen // self._log_every > logs_before or is_last:
             mean = sum(self._losses_to_log) / len(self._losses_to_log)
             self._reporter.log(step.rows_seen, mean, step.learning_rate)
             self._losses_to_log.clear()
@@ -114,7 +117,10 @@ class Course:
                 self._keep(fill)
             raise TrainingEnded(reason, f"after {step.rows_seen} rows")
         self.catch_up(evaluate)
-        if self._clock() - self._kept_at >= self._order.checkpoint_seconds:
+        if is_last and self._spec.leaves_state:
+            while not self._keep(fill):  # other runs are waiting for it, so this one waits for room
+                self._sleep(adapters.ROOM_SECONDS)
+        elif self._clock() - self._kept_at >= self._order.checkpoint_seconds:
             self._keep(fill)
 
     def finish(self, evaluate: Evaluate) -> tuple[Metrics, tuple[float, ...]]:
@@ -126,7 +132,8 @@ class Course:
         unread = self._material.validation.left_out
         message = f"{unread} validation rows do not fit max_length even when cut: their log-odds are 0"
         result = self._ended(EndReason.FINISHED, message if unread else "")
-        return result.model_copy(update={"metrics": judged, "log_odds": odds, "adapter": adapter})
+        met = digest(self._material.train.rows)
+        return result.model_copy(update={"metrics": judged, "log_odds": odds, "adapter": adapter, "rows_digest": met})
 
     def ended_by(self, error: Exception) -> RunResult:
         """The result of a run that something has ended: an ending with a name, memory, or trouble. To be called where
@@ -153,8 +160,8 @@ class Course:
             eval_seconds=self._eval_seconds,
         )
 
-    def _keep(self, fill: Fill) -> None:
-        """A checkpoint of the run as it is after its last step."""
+    def _keep(self, fill: Fill) -> bool:
+        """A checkpoint of the run as it is after its last step; whether the disk has taken it."""
         step = self._last_step
         recent, lowest = self._divergence.seen
         kept = _Kept(
@@ -170,8 +177,8 @@ class Course:
             (folder / _FILE).write_text(kept.model_dump_json(indent=1), encoding="utf-8")
             fill(folder)
 
-        self._checkpoints.write(step.rows_seen, fill_all)
         self._kept_at = self._clock()
+        return self._checkpoints.write(step.rows_seen, fill_all)
 
     def _report(self, evaluate: Evaluate) -> None:
         """One look answers every rung that this step has passed."""

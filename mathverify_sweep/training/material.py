@@ -19,12 +19,15 @@ from mathverify_sweep.errors import DataDrift, ModelError
 from mathverify_sweep.specs import BaseModelSpec, DataSpec, RunSpec, Split
 from mathverify_sweep.training import base
 from mathverify_sweep.training.base import BaseModel
+from mathverify_sweep.training.batches import training_order
 from mathverify_sweep.training.evaluate import log_odds
 
 
 @dataclass(frozen=True)
 class Material:
-    """What one run works on. `labels` and `groups` are those of all validation rows, in the split's order."""
+    """What one run works on. `train` has the rows as the run meets them; `labels` and `groups` are those of all
+    validation rows, in the split's order.
+    """
 
     base: BaseModel
     micro_batch_tokens: int
@@ -69,10 +72,11 @@ class Library:
         """All that a run of this spec works on."""
         data = self.data(spec.data, spec.data_fingerprint)
         loaded = self.base(spec.base_model)
+        nested = self.rows(spec, "train", len(data.training_rows(spec.train_rows)))
         return Material(
             base=loaded,
             micro_batch_tokens=base.micro_batch_tokens(loaded, spec),
-            train=self.rows(spec, "train", len(data.training_rows(spec.train_rows))),
+            train=Encoded(tuple(training_order(nested.rows, spec)), nested.left_out),
             validation=self.rows(spec, "validation", len(data.validation)),
             labels=tuple(row.is_correct for row in data.validation),
             groups=tuple(dataset.groups(data.validation)),
@@ -82,8 +86,21 @@ class Library:
         rows = self.data(wanted.data, wanted.data_fingerprint).split(wanted.split)[: wanted.count]
         loaded = self.base(wanted.base_model)
         encoded = encode(rows, wanted.template_text, loaded.tokenizer, wanted.max_length)
-        _require_positions(loaded, encoded)
+        if not encoded.rows:
+            raise ModelError(f"max_length must leave rows, none of {len(rows)} fits even when cut. Raise it")
+        require_positions(loaded, encoded)
         return encoded
+
+
+def require_positions(loaded: BaseModel, encoded: Encoded) -> None:
+    """Raises ModelError when a row is longer than the base model can read."""
+    most = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
+    longest = max((len(row.prompt_ids) for row in encoded.rows), default=0)
+    if most is not None and longest > most:
+        raise ModelError(
+            f"max_length must leave rows of at most the base model's {most} positions, the longest has {longest}. "
+            "Lower it"
+        )
 
 
 @dataclass(frozen=True)
@@ -112,13 +129,3 @@ def _load_data(spec: DataSpec, fingerprint: str) -> dataset.VerificationData:
             f"{data.fingerprint[:12]}. Give this worker the same file or revision"
         )
     return data
-
-
-def _require_positions(loaded: BaseModel, encoded: Encoded) -> None:
-    most = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
-    longest = max((len(row.prompt_ids) for row in encoded.rows), default=0)
-    if not encoded.rows or (most is not None and longest > most):
-        raise ModelError(
-            f"max_length must leave rows of at most the base model's {most} positions, and some at all: "
-            f"{len(encoded.rows)} rows fit, the longest has {longest}. Change max_length"
-        )

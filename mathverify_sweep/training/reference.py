@@ -13,7 +13,6 @@ from mathverify_sweep.paths import adapter_folder
 from mathverify_sweep.specs import DataSpec, RunResult, RunSpec, Split
 from mathverify_sweep.states import EndReason
 from mathverify_sweep.training import adapters, base, device
-from mathverify_sweep.training.batches import training_order
 from mathverify_sweep.training.checkpoints import Checkpoints, start_over
 from mathverify_sweep.training.course import Course
 from mathverify_sweep.training.evaluate import log_odds
@@ -85,8 +84,9 @@ class ReferenceEngine:
         spec, target = order.spec, adapter_folder(order.folder)
         resumed = course.resume()
         start = adapter_folder(resumed.folder) if resumed else order.start_adapter
-        rows = training_order(material.train.rows, spec.seed)
-        epoch = Epoch(rows, material.micro_batch_tokens, order.folder, resumed.folder if resumed else None)
+        epoch = Epoch(
+            material.train.rows, material.micro_batch_tokens, order.folder, resumed.folder if resumed else None
+        )
         with adapters.attached(material.base, spec, start) as model:
 
             def evaluate(count: int) -> Sequence[float]:

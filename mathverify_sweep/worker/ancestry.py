@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from mathverify_sweep.specs import RunSpec
 from mathverify_sweep.states import RunState
 from mathverify_sweep.store import runs
 from mathverify_sweep.store.runs import Claim, Point, RunRecord
+from mathverify_sweep.worker import gain
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine as Database
@@ -21,15 +22,18 @@ if TYPE_CHECKING:
 class Ancestry:
     """`first_run_id`: the run's first attempt. `folders` and `points`: of its earlier attempts, the newest first.
 
-    `started_from` and `start_adapter`: the best stage before it. `problem`: why the run cannot start at all.
+    `trunk`: folders of the run that it goes on from. `started_from`: that run, or the best stage before it, whose
+    `start_adapter` it takes. `problem`: why the run cannot start at all. `unneeded`: why it need not.
     """
 
     first_run_id: str
     folders: tuple[Path, ...] = ()
+    trunk: tuple[Path, ...] = ()
     points: tuple[Point, ...] = ()
     started_from: str | None = None
     start_adapter: Path | None = None
     problem: str | None = None
+    unneeded: str | None = None
 
     def drawn(self, objective: str) -> list[tuple[int, dict[str, float]]]:
         """The points of earlier attempts as they are drawn."""
@@ -45,8 +49,11 @@ def ancestry(database: Database, claim: Claim, spec: RunSpec, output: Path) -> A
     earlier = _earlier_attempts(database, claim.continues)
     found = Ancestry(
         first_run_id=earlier[-1].run_id if earlier else claim.run_id,
-        folders=tuple(_folder(run, output) for run in earlier if run.lease_token),
+        folders=_folders(earlier, output),
+        trunk=_folders(_earlier_attempts(database, spec.goes_on_from), output),
         points=tuple(runs.points(database, earlier[0].run_id)) if earlier else (),
+        started_from=spec.goes_on_from,
+        unneeded=gain.unneeded(database, claim, spec),
     )
     try:
         best = best_adapter(database, spec, output)
@@ -54,7 +61,7 @@ def ancestry(database: Database, claim: Claim, spec: RunSpec, output: Path) -> A
         return Ancestry(found.first_run_id, problem=str(error))
     if best is None:
         return found
-    return Ancestry(found.first_run_id, found.folders, found.points, *best)
+    return replace(found, started_from=best[0], start_adapter=best[1])
 
 
 def best_adapter(database: Database, spec: RunSpec, output: Path) -> tuple[str, Path] | None:
@@ -86,9 +93,11 @@ def _earlier_attempts(database: Database, run_id: str | None) -> list[RunRecord]
     return found
 
 
-def _folder(run: RunRecord, output: Path) -> Path:
-    assert run.lease_token is not None
-    return paths.run_folder(output, run.study_name, run.run_id, run.lease_token)
+def _folders(attempts: list[RunRecord], output: Path) -> tuple[Path, ...]:
+    """Of those that had started."""
+    return tuple(
+        paths.run_folder(output, run.study_name, run.run_id, run.lease_token) for run in attempts if run.lease_token
+    )
 
 
 def _is_start(run: RunRecord) -> bool:

@@ -46,7 +46,7 @@ class Attempt:
         """What it is trained with, where that is not a default."""
         changed = self.spec.params.model_dump(exclude_defaults=True)
         shown = ", ".join(f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in changed.items())
-        return f"{self.spec.train_rows} rows, {shown or 'defaults'}"
+        return f"{self.spec.rows_to_meet} rows, {shown or 'defaults'}"
 
     def order(self, checkpoint_seconds: float) -> messages.Start:
         """What the engine is told."""
@@ -56,7 +56,7 @@ class Attempt:
             spec=self.spec,
             folder=str(self.folder),
             start_adapter=str(start) if start else None,
-            resume_from=tuple(map(str, self.ancestry.folders)),
+            resume_from=tuple(map(str, (*self.ancestry.folders, *self.ancestry.trunk))),
             checkpoint_seconds=checkpoint_seconds,
         )
 
@@ -101,6 +101,8 @@ class Attempt:
                 shutil.rmtree(picture, ignore_errors=True)
 
     def drop_checkpoints(self) -> None:
-        """Nobody goes on from a run that has ended for good."""
+        """Nobody goes on from a run that has ended for good, unless it was for that."""
+        if self.spec.leaves_state:
+            return
         for folder in (self.folder, *self.ancestry.folders):
             shutil.rmtree(paths.checkpoints_folder(folder), ignore_errors=True)

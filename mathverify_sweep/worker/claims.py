@@ -6,8 +6,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mathverify_sweep import environment
 from mathverify_sweep.states import RunState
-from mathverify_sweep.store import glances, runs
+from mathverify_sweep.store import glances, provenance, runs
 from mathverify_sweep.store.runs import Budget, Claim, WorkerIdentity
 from mathverify_sweep.worker.ancestry import ancestry
 from mathverify_sweep.worker.news import Claimed
@@ -25,8 +26,12 @@ def claim(database: Database, study: StudyHandle, identity: WorkerIdentity) -> C
 
 
 def with_its_past(database: Database, claim: Claim, output: Path) -> Claimed:
-    """A claimed run with what it goes on from; what earlier attempts said is this one's too. May be said again."""
+    """A claimed run with what it goes on from; what earlier attempts said is this one's too. May be said again.
+
+    With the code that will train it on record, since by now there is something that it trains.
+    """
     assert claim.spec is not None
+    provenance.record_environment(database, environment.described())
     past = ancestry(database, claim, claim.spec, output)
     if past.points:
         runs.progress(database, claim, past.points)

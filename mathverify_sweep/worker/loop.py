@@ -17,10 +17,11 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from mathverify_sweep import paths
+from mathverify_sweep import environment, paths
 from mathverify_sweep.errors import MvsweepError
 from mathverify_sweep.specs import RunResult
 from mathverify_sweep.states import EndReason, Verdict
+from mathverify_sweep.store import provenance
 from mathverify_sweep.store.runs import WorkerIdentity
 from mathverify_sweep.tracking import Tracker, TrackingSettings
 from mathverify_sweep.worker.attempt import Attempt
@@ -56,6 +57,8 @@ HAND_BACK_SECONDS = 20.0
 """How long the engine has for the checkpoints of preempted runs: schedulers kill 30 s after their notice."""
 LAST_WORDS_SECONDS = 8.0
 """How long a worker that was told to end tries to reach the database."""
+NOTICE_SECONDS = 30.0
+"""How long before its time limit a worker begins to hand back; of a short limit a quarter."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ class WorkerOptions:
     lease_seconds: float = 60.0
     hang_seconds: float = 1800.0
     checkpoint_seconds: float = 300.0
+    time_limit_seconds: float | None = None
 
 
 class Worker:
@@ -80,7 +84,8 @@ class Worker:
         self._study = study
         self._options = options
         self._name = study.config.study
-        self._identity = WorkerIdentity.of_this_process(options.device.label, options.lease_seconds)
+        code = provenance.environment_id(environment.described())
+        self._identity = WorkerIdentity.of_this_process(options.device.label, options.lease_seconds, code)
         clerk_options = ClerkOptions(options.output, options.lease_seconds, options.until_idle, options.trust_gpu)
         self._clerk = Clerk(database, study, self._identity, clerk_options)
         tracking = study.config.tracking
@@ -90,10 +95,13 @@ class Worker:
         self._heard_at = 0.0
         self._room = 0
         self._attempts: dict[str, Attempt] = {}
+        self._held_back: Attempt | None = None  # until the engine is empty: it has another base model
         self._is_asking = False
         self._taken = 0
         self._over: Over | None = None
         self._signal: int | None = None
+        limit = options.time_limit_seconds or float("inf")
+        self._ends_at = time.monotonic() + limit - min(NOTICE_SECONDS, limit / 4)
         self._is_handing_back = False
 
     def work(self) -> bool:
@@ -111,6 +119,7 @@ class Worker:
                     try:
                         self._ask_for_runs()
                         self._listen()
+                        self._begin_held_back()
                         self._look_at_the_time()
                     except EngineDied as died:
                         self._bury_engine(died)
@@ -123,16 +132,23 @@ class Worker:
                 self._tracker.close()
 
     def _is_over(self) -> bool:
-        if self._signal is not None:
+        if self._told_to_end() is not None:
             return True
         idle = not self._attempts and not self._is_asking
         return idle and (self._over is not None or self._taken == self._options.count)
+
+    def _told_to_end(self) -> str | None:
+        """Why the runs are to be handed back now; None while they are not."""
+        if self._signal is not None:
+            return f"signal {self._signal}"
+        limit = self._options.time_limit_seconds
+        return f"time limit of {limit:g} s" if limit and time.monotonic() >= self._ends_at else None
 
     def _keep_engine(self) -> None:
         """Have an engine; what crashed one run may have broken more, so it is replaced when it is empty."""
         if self._replace_engine and not self._attempts:
             self._end_engine()
-        if self._engine is None and self._signal is None:
+        if self._engine is None and self._told_to_end() is None:
             self._ready_engine()
 
     def _ask_for_runs(self) -> None:
@@ -140,6 +156,7 @@ class Worker:
         is_wanted = self._taken != self._options.count and self._over is None and not self._replace_engine
         # A run that has failed before gets no company: it may have been the one that took the others along.
         is_risky = any(attempt.claim.failures > 0 for attempt in self._attempts.values())
+        is_wanted &= self._held_back is None
         if is_wanted and self._room > 0 and not self._is_asking and not is_risky:
             self._is_asking = True
             self._clerk.ask_for_run()
@@ -158,7 +175,8 @@ class Worker:
 
     def _hear_clerk(self, news: News) -> None:
         if isinstance(news, Claimed):
-            self._begin(self._take(news))
+            self._held_back = self._take(news)
+            self._begin_held_back()
         elif isinstance(news, Ruled):
             self._answer(news.run_id, news.rows_seen, news.verdict)
         elif isinstance(news, Lost):
@@ -194,10 +212,21 @@ class Worker:
         self._attempts[claim.run_id] = attempt
         return attempt
 
+    def _begin_held_back(self) -> None:
+        """Runs that share an engine share its base model; one with another begins when the others have ended."""
+        attempt = self._held_back
+        others = [other for other in self._attempts.values() if other is not attempt]
+        if attempt and all(other.spec.base_model == attempt.spec.base_model for other in others):
+            self._held_back = None
+            self._begin(attempt)
+
     def _begin(self, attempt: Attempt) -> None:
         log.info("%s: %s", attempt.title, attempt.settings)
         if attempt.ancestry.problem is not None:
             self._end(attempt.claim.run_id, RunResult(end_reason=EndReason.CRASHED, message=attempt.ancestry.problem))
+            return
+        if attempt.ancestry.unneeded is not None:
+            self._end(attempt.claim.run_id, RunResult(end_reason=EndReason.PRUNED, message=attempt.ancestry.unneeded))
             return
         self._room = 0  # until the engine says more
         self._heard_at = time.monotonic()
@@ -263,6 +292,7 @@ class Worker:
         self._end_all(RunResult(end_reason=reason, message=message))
 
     def _end_all(self, result: RunResult) -> None:
+        self._held_back = None
         for run_id in list(self._attempts):
             self._end(run_id, result)
 
@@ -276,23 +306,27 @@ class Worker:
 
     def _close(self) -> bool:
         """Say the last words; whether all that was asked for is done."""
-        if self._signal is not None:
-            self._hand_back(f"signal {self._signal}")
+        if (why := self._told_to_end()) is not None:
+            self._hand_back(why)
             return False
         while not self._clerk.close(LISTEN_SECONDS):
             self._hear_news()  # whatever has ended the clerk
-            if self._signal is not None:
-                self._hand_back(f"signal {self._signal}")
+            if (why := self._told_to_end()) is not None:
+                self._hand_back(why)
                 return False
         return self._over is None or self._over.done
 
     def _hand_back(self, why: str) -> None:
         """Hand back what is held, with a checkpoint where the engine writes one in time, and tell the database."""
+        log.info("handing back what is held: %s", why)
         self._is_handing_back = True
         self._clerk.ask_for_nothing()
         while (news := self._clerk.next_news()) is not None:
             if isinstance(news, Claimed):
-                self._take(news)
+                self._held_back = self._take(news)
+        if self._held_back is not None:  # the engine has not heard of it
+            self._end(self._held_back.claim.run_id, RunResult(end_reason=EndReason.PREEMPTED, message=why))
+            self._held_back = None
         try:
             self._have_checkpoints_written()
         except EngineDied as died:
@@ -323,7 +357,7 @@ class Worker:
             )
         )
         deadline = time.monotonic() + self._options.hang_seconds
-        while self._signal is None:
+        while self._told_to_end() is None:
             if time.monotonic() > deadline:
                 raise MvsweepError(
                     f"the engine must be ready after {self._options.hang_seconds:g} s, and is not. Look at the GPU and "

@@ -13,6 +13,7 @@ import pytest
 from sqlalchemy.engine import Engine
 
 from mathverify_sweep import paths, processes
+from mathverify_sweep.config import PromotionConfig
 from mathverify_sweep.errors import StudyError
 from mathverify_sweep.operations import leftovers
 from mathverify_sweep.operations.accept import accept
@@ -22,6 +23,7 @@ from mathverify_sweep.specs import RunResult
 from mathverify_sweep.states import EndReason, RunState
 from mathverify_sweep.store import leases, promotions, runs
 from mathverify_sweep.store.runs import Budget, Claim, RunRecord, WorkerIdentity
+from mathverify_sweep.study import plans
 from mathverify_sweep.study.late import LATE_RUN
 from mathverify_sweep.study.study import StudyHandle
 from mathverify_sweep.worker.outbox import Finished, Held, Outbox, Reported
@@ -354,8 +356,8 @@ def late_stage(engine: Engine, study: StudyHandle) -> RunRecord:
     runs.finish(engine, first, FINISHED, NOW)
     study.tell(0, FINISHED, first.run_id)
     assert first.spec is not None
-    stages = [first.spec.model_copy(update={"stage": stage}) for stage in (1, 2)]
-    promotions.record(engine, NAME, 0, "{}", stages, NOW)
+    settings = PromotionConfig(stages=(50, 100))
+    promotions.record(engine, NAME, 0, settings.key, plans.plan(first.spec, 100, settings), NOW)
     claim = runs.claim_waiting(engine, NAME, ELSEWHERE, NOW)
     assert claim is not None
     return late(engine, claim)

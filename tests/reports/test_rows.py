@@ -65,7 +65,7 @@ def test_a_promotion_has_its_stages_in_order_each_from_the_one_before(report: St
 
 def test_what_runs_now_says_who_and_how_far(report: StatusReport) -> None:
     (running,) = report.running
-    assert (running.trial_number, running.rows_seen, running.train_rows, running.value) == (12, 150, 800, 0.7)
+    assert (running.trial_number, running.rows_seen, running.rows_to_meet, running.value) == (12, 150, 800, 0.7)
     assert running.worker == "w0rker01@node-1"
     assert (report.state, report.budget.trials_used, report.budget.trials) == ("running", 13, 14)
 

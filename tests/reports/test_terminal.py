@@ -37,7 +37,7 @@ def test_status_shows_trials_stages_and_what_runs_now(report: StatusReport) -> N
     assert "diverged" in text
     assert "complete, try 2" in text or "pruned, try 2" in text
     assert "4,000/4,000" in text
-    assert "stage 2" in text
+    assert "cumulative" in text
     assert "now: trial 12 on w0rker01@node-1 (cpu): 150 of 800 rows" in text
 
 

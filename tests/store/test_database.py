@@ -26,7 +26,16 @@ from mathverify_sweep.store import studies, tables
 from mathverify_sweep.store.database import connect, driver_url, prepare_sqlite, safe_url, transaction, upgrade
 
 SECRET = "planted-Secret7"
-OUR_TABLES = {"mv_studies", "mv_promotions", "mv_runs", "mv_points", "mv_predictions", "mvsweep_alembic_version"}
+OUR_TABLES = {
+    "mv_studies",
+    "mv_promotions",
+    "mv_environments",
+    "mv_runs",
+    "mv_points",
+    "mv_predictions",
+    "mv_exports",
+    "mvsweep_alembic_version",
+}
 
 
 def url_of(engine: Engine) -> str:
@@ -100,7 +109,7 @@ def test_workers_that_start_at_once_upgrade_once(database_url: str) -> None:
 def test_a_database_of_a_newer_version_is_refused(engine: Engine) -> None:
     with transaction(engine) as connection:
         connection.exec_driver_sql("UPDATE mvsweep_alembic_version SET version_num = '9999'")
-    with pytest.raises(StorageError, match=r"revision 9999.*up to 0002.*Install that version here, or restore"):
+    with pytest.raises(StorageError, match=r"revision 9999.*up to 0003.*Install that version here, or restore"):
         upgrade(engine)
 
 

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy.engine import Engine
 
 from mathverify_sweep.errors import StudyError
-from mathverify_sweep.specs import RunResult, RunSpec
+from mathverify_sweep.specs import PlannedStage, RunResult, RunSpec
 from mathverify_sweep.states import EndReason, RunState
 from mathverify_sweep.store import promotions, runs, studies
 from mathverify_sweep.store.runs import Claim, WorkerIdentity
@@ -26,10 +26,18 @@ def study(engine: Engine) -> Engine:
 
 
 @pytest.fixture
-def stages(spec: RunSpec) -> list[RunSpec]:
+def stages(spec: RunSpec) -> list[PlannedStage]:
+    """Cumulative: each waits for the one before, and starts from the best of all before."""
     return [
-        spec.model_copy(update={"trial_number": 4, "stage": stage, "train_rows": 100 * stage}) for stage in (1, 2, 3)
+        PlannedStage(
+            spec=_stage(spec, number + 1), after=number - 1 if number else None, start_from=tuple(range(number))
+        )
+        for number in range(3)
     ]
+
+
+def _stage(spec: RunSpec, stage: int) -> RunSpec:
+    return spec.model_copy(update={"trial_number": 4, "stage": stage, "train_rows": 100 * stage})
 
 
 def claim(engine: Engine) -> Claim:
@@ -45,7 +53,9 @@ def start_from(engine: Engine, run_id: str) -> tuple[str, ...]:
     return spec.start_from
 
 
-def test_stages_run_one_after_the_other_from_the_adapters_before_them(study: Engine, stages: list[RunSpec]) -> None:
+def test_stages_run_one_after_the_other_from_the_adapters_before_them(
+    study: Engine, stages: list[PlannedStage]
+) -> None:
     promotion_id, created = promotions.record(study, "s", 4, "cumulative", stages, NOW)
     assert created
     (promotion,) = promotions.promotions(study, "s")
@@ -60,7 +70,7 @@ def test_stages_run_one_after_the_other_from_the_adapters_before_them(study: Eng
     assert runs.claim_waiting(study, "s", ANN, NOW) is None
 
 
-def test_a_promotion_recorded_twice_is_one(study: Engine, stages: list[RunSpec]) -> None:
+def test_a_promotion_recorded_twice_is_one(study: Engine, stages: list[PlannedStage]) -> None:
     first = promotions.record(study, "s", 4, "cumulative", stages, NOW)
     assert promotions.record(study, "s", 4, "cumulative", stages, NOW) == (first[0], False)
     assert len(runs.runs(study, "s")) == 3
@@ -70,7 +80,7 @@ def test_a_promotion_recorded_twice_is_one(study: Engine, stages: list[RunSpec])
 
 
 def test_stages_behind_a_retried_one_wait_for_and_start_from_its_next_attempt(
-    study: Engine, stages: list[RunSpec]
+    study: Engine, stages: list[PlannedStage]
 ) -> None:
     promotions.record(study, "s", 4, "cumulative", stages, NOW)
     first = claim(study)
@@ -86,7 +96,29 @@ def test_stages_behind_a_retried_one_wait_for_and_start_from_its_next_attempt(
     assert claim(study).run_id == promotion.run_ids[1]
 
 
-def test_a_failed_promotion_is_resumed_from_the_stage_that_failed(study: Engine, stages: list[RunSpec]) -> None:
+def test_a_cooldown_and_the_next_piece_of_a_trunk_wait_for_its_piece_only_and_follow_its_retry(
+    study: Engine, spec: RunSpec
+) -> None:
+    trunk = [
+        PlannedStage(spec=_stage(spec, 1)),
+        PlannedStage(spec=_stage(spec, 2), after=0, goes_on_from=0),
+        PlannedStage(spec=_stage(spec, 3), after=0, goes_on_from=0),
+    ]
+    promotions.record(study, "s", 4, "trunk", trunk, NOW)
+    first = claim(study)
+    assert first.spec is not None
+    runs.finish(study, first, RunResult(end_reason=EndReason.PREEMPTED), NOW, retry=first.spec)
+    piece = claim(study)
+    runs.finish(study, piece, FINISHED, NOW)
+    together = [runs.claim_waiting(study, "s", ANN, NOW) for _ in range(2)]
+    for follower in together:
+        assert follower is not None
+        assert follower.spec is not None
+        assert follower.spec.goes_on_from == piece.run_id
+        assert follower.spec.start_from == ()
+
+
+def test_a_failed_promotion_is_resumed_from_the_stage_that_failed(study: Engine, stages: list[PlannedStage]) -> None:
     promotion_id, _ = promotions.record(study, "s", 4, "cumulative", stages, NOW)
     runs.finish(study, claim(study), FINISHED, NOW)
     crashed = claim(study)

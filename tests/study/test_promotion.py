@@ -1,4 +1,4 @@
-"""Claims about which trials are promoted, and to what."""
+"""Claims about which trials are promoted."""
 
 from __future__ import annotations
 
@@ -29,7 +29,6 @@ def study(engine: Engine, objective: str) -> Iterator[StudyHandle]:
             "objective": objective,
             "search_space": {"learning_rate": {"low": 1e-5, "high": 1e-3, "log": True}, "lora_r": 8},
             "data": {"train_rows": 80},
-            "promotion": {"stages": [100, 0.4, 200, "all"]},
         }
     )
     create(engine, config, "f", NOW)
@@ -64,25 +63,14 @@ def test_more_than_there_are_is_an_error(study: StudyHandle) -> None:
 @on_accuracy
 def test_only_a_complete_trial_can_be_promoted(study: StudyHandle) -> None:
     with pytest.raises(StudyError, match="is PRUNED"):
-        promotion.stages(study, 3, 1000)
+        promotion.spec_of(study, 3)
     with pytest.raises(StudyError, match="does not exist"):
-        promotion.stages(study, 9, 1000)
+        promotion.spec_of(study, 9)
 
 
 @on_accuracy
-def test_stages_are_the_trial_on_more_and_more_rows(study: StudyHandle) -> None:
-    specs = promotion.stages(study, 1, 1000)
-    assert [(spec.stage, spec.train_rows) for spec in specs] == [(1, 100), (2, 400), (3, 1000)]
-    trial = study.trials()[1]
-    for spec in specs:
-        assert spec.params.learning_rate == trial.params["learning_rate"]
-        assert (spec.params.lora_r, spec.trial_number, spec.rungs, spec.start_from) == (8, 1, (), ())
-        assert spec.data_fingerprint == "f"
-
-
-def test_a_stage_no_larger_than_the_one_before_is_left_out_and_said(caplog: pytest.LogCaptureFixture) -> None:
-    assert promotion.sizes((20_000, 40_000, "all"), 15_000) == [15_000]
-    assert "stage 40000 left out" in caplog.text
-    assert promotion.sizes((20_000, 40_000, 60_000, "all"), 50_000) == [20_000, 40_000, 50_000]
-    assert promotion.sizes((0.5, 1.0), 3) == [2, 3]
-    assert promotion.sizes((0.01, "all"), 3) == [1, 3]
+def test_a_promotion_starts_from_the_trials_spec(study: StudyHandle) -> None:
+    spec = promotion.spec_of(study, 1)
+    assert spec.params.learning_rate == study.trials()[1].params["learning_rate"]
+    assert (spec.params.lora_r, spec.trial_number, spec.train_rows) == (8, 1, 80)
+    assert spec.data_fingerprint == "f"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 from mathverify_sweep.data.encode import EncodedRow
+from mathverify_sweep.specs import RunSpec
 from mathverify_sweep.training.batches import micro_batches, total_weight, training_order
 
 
@@ -12,10 +13,29 @@ def rows(*lengths: int) -> list[EncodedRow]:
     return [EncodedRow(tuple(range(length)), True, i) for i, length in enumerate(lengths)]
 
 
-def test_an_order_has_every_row_once_and_hangs_on_the_seed() -> None:
-    given = rows(*range(1, 51))
-    assert training_order(given, 1) == training_order(given, 1) != training_order(given, 2)
-    assert sorted(row.index for row in training_order(given, 1)) == list(range(50))
+def test_an_order_has_every_row_once_and_hangs_on_the_seed(spec: RunSpec) -> None:
+    given = rows(*range(1, 101))
+    one, other = (spec.model_copy(update={"seed": seed}) for seed in (1, 2))
+    assert training_order(given, one) == training_order(given, one) != training_order(given, other)
+    assert sorted(row.index for row in training_order(given, one)) == list(range(100))
+
+
+def test_an_order_is_the_one_that_it_was_before_there_were_blocks(spec: RunSpec) -> None:
+    given = rows(*range(1, 101))
+    expected = list(given)
+    random.Random(spec.seed).shuffle(expected)
+    assert training_order(given, spec) == expected
+
+
+def test_rows_that_do_not_fit_move_no_other_row_into_another_block(spec: RunSpec) -> None:
+    """Two runs that begin alike, of a table with gaps."""
+    given = [row for row in rows(*range(1, 101)) if row.index % 7]
+    piece = spec.model_copy(update={"train_rows": 60, "blocks": (30,), "leaves_state": True})
+    piece = piece.model_copy(update={"params": piece.params.model_copy(update={"effective_batch_size": 8})})
+    longer = spec.model_copy(update={"train_rows": 90, "blocks": (30, 60)})
+    begun = training_order([row for row in given if row.index < 60], piece)
+    assert len(begun) == 48, "51 rows fit: six whole batches"
+    assert training_order(given, longer)[:48] == begun
 
 
 def test_micro_batches_hold_every_row_once_within_the_budget() -> None:

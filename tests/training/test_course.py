@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from io import RawIOBase
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,6 +35,10 @@ class Clock:
         return self.now
 
 
+def unneeded() -> None:
+    raise AssertionError("nothing has to be waited for")
+
+
 class Track:
     """A course of steps of 10 rows, or of `rows`, 10 seconds each."""
 
@@ -47,7 +54,10 @@ class Track:
         )
         self.rows, self.clock, self.looks, self.number = rows, Clock(), 0, 0
         the_order = Order(spec, folder, **{"checkpoint_seconds": 35.0, **order})
-        self.course = Course(the_order, material, recorder, Checkpoints(the_order, "test"), self.clock)
+        self.free_room: Callable[[], None] = unneeded
+        self.course = Course(
+            the_order, material, recorder, Checkpoints(the_order, "test"), self.clock, lambda _seconds: self.free_room()
+        )
 
     def evaluate(self, count: int) -> Sequence[float]:
         self.looks += 1
@@ -88,6 +98,60 @@ def test_a_checkpoint_is_written_when_it_is_due(spec: RunSpec, tmp_path: Path) -
     assert kept(tmp_path) == ["40"]
     track.go(1)
     assert kept(tmp_path) == ["40", "80"]
+
+
+def test_a_run_that_others_go_on_from_leaves_its_last_checkpoint_and_no_other_run_does(
+    spec: RunSpec, tmp_path: Path
+) -> None:
+    Track(spec, tmp_path / "trial", Recorder(), checkpoint_seconds=1e9).go(10)
+    assert kept(tmp_path / "trial") == []
+    piece = spec.model_copy(update={"leaves_state": True})
+    Track(piece, tmp_path / "piece", Recorder(), checkpoint_seconds=1e9).go(10)
+    assert kept(tmp_path / "piece") == ["100"]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 KiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("file systems may not be mounted here")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def fill_up(file: RawIOBase) -> None:
+    with suppress(OSError):
+        while file.write(bytes(4096)):
+            pass
+
+
+def test_on_a_full_disk_training_goes_on_and_what_others_wait_for_waits_for_room(
+    spec: RunSpec, small_disk: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    piece = spec.model_copy(update={"leaves_state": True})
+    ballast = small_disk / "ballast"
+    track = Track(piece, small_disk / "run", Recorder())
+    track.go(4)
+    assert kept(small_disk / "run") == ["40"]
+    with ballast.open("wb", buffering=0) as file:
+        fill_up(file)
+    looks: list[list[str]] = []
+
+    def make_room_at_the_third_look() -> None:
+        looks.append(kept(small_disk / "run"))
+        if len(looks) == 3:
+            ballast.unlink()
+
+    track.free_room = make_room_at_the_third_look
+    track.go(6)
+    assert looks == [["40"]] * 3, "the checkpoint due at 80 was not to be had, and the one before it stays"
+    assert kept(small_disk / "run") == ["100", "40"]
+    assert "training goes on without (is the disk full?)" in caplog.text
+    after = Track(piece, small_disk / "next", Recorder(), resume_from=(small_disk / "run",))
+    assert after.resume() == 100
 
 
 def test_who_is_preempted_keeps_all_and_evaluates_nothing(spec: RunSpec, tmp_path: Path) -> None:

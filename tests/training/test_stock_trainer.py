@@ -28,7 +28,7 @@ def stock_run(spec: RunSpec, folder: Path) -> tuple[list[float], dict[str, torch
     rows = dataset.load(spec.data).train[: spec.train_rows]
     encoded = encode(rows, prompts.TEMPLATES["plain"], tokenizer, spec.max_length).rows
     table: dict[str, list[Any]] = {"input_ids": [], "labels": []}
-    for row in training_order(encoded, spec.seed):
+    for row in training_order(encoded, spec):
         verdict = answer_ids(tokenizer)[row.is_correct]
         prompt_labels = row.prompt_ids if spec.params.prompt_loss_weight == 1 else [-100] * len(row.prompt_ids)
         table["input_ids"].append([*row.prompt_ids, verdict])

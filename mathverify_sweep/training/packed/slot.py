@@ -20,7 +20,7 @@ from mathverify_sweep.data.encode import EncodedRow
 from mathverify_sweep.paths import adapter_folder
 from mathverify_sweep.specs import RunResult
 from mathverify_sweep.training import adapters, device
-from mathverify_sweep.training.batches import total_weight, training_order
+from mathverify_sweep.training.batches import total_weight
 from mathverify_sweep.training.checkpoints import Checkpoints
 from mathverify_sweep.training.course import Course, Step
 from mathverify_sweep.training.material import Material
@@ -52,7 +52,7 @@ class Slot:
         resumed = self.course.resume()
         with adapters.attached(model.base, order.spec, None if resumed else order.start_adapter) as attached:
             self._weights = model.weights(attached, params)
-        self._rows = training_order(material.train.rows, order.spec.seed)
+        self._rows = material.train.rows
         self._steps = math.ceil(len(self._rows) / params.effective_batch_size)
         self._optimizer = Optimizer(self._weights, params, self._steps)
         self._taken = 0

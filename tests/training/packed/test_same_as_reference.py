@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mathverify_sweep.specs import RunSpec
 from mathverify_sweep.training import base
-from mathverify_sweep.training.batches import total_weight, training_order
+from mathverify_sweep.training.batches import total_weight
 from mathverify_sweep.training.engine import PackedEngine
 from mathverify_sweep.training.material import Library
 from mathverify_sweep.training.packed.optimizer import Optimizer
@@ -157,8 +157,7 @@ class Oracle:
             task_type="CAUSAL_LM",
         )
         self.model = get_peft_model(self.base.model, config)
-        encoded = Library(CPU).material(spec).train
-        self.rows = training_order(encoded.rows, spec.seed)
+        self.rows = Library(CPU).material(spec).train.rows
 
     def gradient(self, step: int, state: dict[str, Tensor]) -> dict[str, Tensor]:
         set_peft_model_state_dict(self.model, state)

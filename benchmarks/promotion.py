@@ -1,0 +1,247 @@
+"""The plans of a promotion against each other, at equal optimizer steps: what each is worth, what it takes and forgets.
+
+    python -m benchmarks.promotion run    --file sweeps/smollm2_verification.yaml --device cuda --output runs \\
+        --set data.source=/data/verification_pool.parquet
+    python -m benchmarks.promotion report --file … --output runs --to docs/results/promotion
+
+`run` trains one trial (the first of the sweep file's `enqueue`, or the sampler's first), promotes it by every plan with
+every seed in four stages of a quarter of the rows each, packed into one engine, and reads every stage's adapter on a
+sample of the rows of each quarter that it has met. Killed, it goes on. `report` writes a table and SVG figures from the
+database and that file. Accuracy is that on validation at log-odds 0; intervals are clustered by question.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mathverify_sweep import actions, paths, sweep_file
+from mathverify_sweep.config import PromotionConfig, SweepConfig
+from mathverify_sweep.data import dataset
+from mathverify_sweep.data.rows import groups
+from mathverify_sweep.metrics import Floats
+from mathverify_sweep.resampling import mean_gain
+from mathverify_sweep.states import RunState
+from mathverify_sweep.store import database as store
+from mathverify_sweep.store import promotions, runs
+from mathverify_sweep.store.runs import RunRecord
+from mathverify_sweep.study import drawings, study
+from mathverify_sweep.verifiers import verifier
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Engine as Database
+
+PLANS = ("cumulative", "sequential", "replay", "scratch", "trunk")
+STAGES = "[0.25, 0.5, 0.75, all]"
+PASSES = 2.5  # what four cumulative stages of one epoch each come to
+REFERENCE = "cumulative"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One plan with one seed: its finished stages in order, without the pieces of a trunk; and all runs it took."""
+
+    plan: str
+    seed: int
+    stages: tuple[RunRecord, ...]
+    every: tuple[RunRecord, ...]
+
+    @property
+    def seconds(self) -> list[float]:
+        """Device time up to the end of each stage, that of a trunk's pieces included."""
+        until = [stage.stage or 0 for stage in self.stages]
+        return [sum(run.busy_seconds or 0.0 for run in self.every if (run.stage or 0) <= end) for end in until]
+
+
+def main() -> None:
+    """Run it, or report it."""
+    options = _options()
+    config = sweep_file.require(options.file, ["budget.trials=1", "pruner.type=none", *options.settings])
+    database = store.connect(options.storage)
+    store.upgrade(database)
+    if options.what == "run":
+        _run(database, config, options)
+    else:
+        _report(database, config, options)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("run", "report"))
+    parser.add_argument("--file", default="quickstart", help="sweep file with the trial, the data and the base model")
+    parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--storage", default=f"sqlite:///{paths.DEFAULT_DATABASE}")
+    parser.add_argument("--output", type=Path, default=paths.DEFAULT_OUTPUT)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--slice-rows", type=int, default=500, help="rows of each quarter that forgetting is read on")
+    parser.add_argument("--to", type=Path, default=Path("promotion"), help="folder for the report")
+    return parser.parse_args()
+
+
+def _run(database: Database, config: SweepConfig, options: argparse.Namespace) -> None:
+    actions.create(database, config)
+    _work(config.study, options)
+    handle = study.open_study(database, config.study)
+    for seed in options.seeds:
+        for plan in PLANS:
+            settings = {"plan": plan, "stages": STAGES, "passes": PASSES, "seed": seed}
+            actions.promote(database, handle, 1, 0, [f"promotion.{key}={value}" for key, value in settings.items()])
+    _work(config.study, options)
+    arms = list(_arms(database, config.study))
+    missing = len(options.seeds) * len(PLANS) - len(arms)
+    if missing:
+        raise SystemExit(
+            f"{missing} of the promotions did not get to their end: mvsweep status {config.study} says why"
+        )
+    _read_slices(config, arms, options)
+
+
+def _work(name: str, options: argparse.Namespace) -> None:
+    """A worker, until nothing of the study is left to do."""
+    command = [sys.executable, "-m", "mathverify_sweep", "worker", name, "--until-idle", "--device", options.device]
+    command += ["--storage", options.storage, "--output", str(options.output)]
+    subprocess.run(command, check=True)
+
+
+def _arms(database: Database, name: str) -> Iterator[Arm]:
+    """Every promotion of this benchmark that has got to its end."""
+    for record in promotions.promotions(database, name):
+        settings = PromotionConfig.model_validate_json(record.plan)
+        every = tuple(runs.get(database, run_id) for run_id in record.run_ids)
+        stages = tuple(run for run in every if run.spec is not None and not run.spec.leaves_state)
+        if settings.seed is not None and all(run.state is RunState.COMPLETE for run in every):
+            yield Arm(settings.plan, settings.seed, stages, every)
+
+
+def _read_slices(config: SweepConfig, arms: Sequence[Arm], options: argparse.Namespace) -> None:
+    """Accuracy of every stage's adapter on rows of each quarter up to it, by run and quarter, kept run by run."""
+    from mathverify_sweep.training.judge import Judge  # imports torch
+
+    file = _slices_file(config, options)
+    known: dict[str, list[float]] = json.loads(file.read_text()) if file.exists() else {}
+    train = dataset.load(config.data_spec).train
+    judge = Judge("cuda:0" if options.device == "cuda" else options.device)
+    for run in (stage for arm in arms for stage in arm.stages if stage.run_id not in known):
+        model = verifier.model(run)
+        with judge.reading(model.spec, model.adapter(options.output.resolve())) as score:
+            known[run.run_id] = [
+                float(np.mean([(odds >= 0) == row.is_correct for odds, row in zip(score(rows), rows, strict=True)]))
+                for rows in _quarters(train, model.spec.train_rows, options.slice_rows)
+            ]
+        partial = file.with_suffix(".new")
+        partial.write_text(json.dumps(known, indent=1), encoding="utf-8")
+        partial.replace(file)
+
+
+def _quarters(train: Sequence[Any], up_to: int, most: int) -> list[Sequence[Any]]:
+    """The first `most` rows of each quarter of the nested order that ends by `up_to`."""
+    ends = [round(share * len(train)) for share in (0.25, 0.5, 0.75, 1.0)]
+    return [train[begin : min(begin + most, end)] for begin, end in zip([0, *ends], ends, strict=False) if end <= up_to]
+
+
+def _slices_file(config: SweepConfig, options: argparse.Namespace) -> Path:
+    return paths.study_folder(options.output, config.study) / "slices.json"
+
+
+def _report(database: Database, config: SweepConfig, options: argparse.Namespace) -> None:
+    arms = sorted(_arms(database, config.study), key=lambda arm: (PLANS.index(arm.plan), arm.seed))
+    by_plan: dict[str, list[Arm]] = defaultdict(list)
+    for arm in arms:
+        by_plan[arm.plan].append(arm)
+    slices: dict[str, list[float]] = json.loads(_slices_file(config, options).read_text())
+    options.to.mkdir(parents=True, exist_ok=True)
+    (options.to / "table.md").write_text(_table(database, by_plan), encoding="utf-8")
+    figures = {
+        "accuracy": ("device minutes", "validation accuracy, mean of the seeds", _over_time(by_plan)),
+        "forgetting": ("stage", "accuracy on rows of the first quarter", _first_quarter(by_plan, slices)),
+    }
+    for name, (x_label, y_label, named) in figures.items():
+        drawn = drawings.curves(f"{name} by plan", x_label, y_label, named)
+        (options.to / f"{name}.svg").write_text(drawn, encoding="utf-8")
+    print((options.to / "table.md").read_text(encoding="utf-8"))
+
+
+def _table(database: Database, by_plan: dict[str, list[Arm]]) -> str:
+    """A line per plan: its last stage, over seeds, and against the reference on the same rows."""
+    labels, questions = _validation(by_plan)
+    against = _right(database, by_plan[REFERENCE], labels)
+    lines = [
+        "| plan | seeds | steps | device min | accuracy of the last stage | seed by seed | "
+        f"minus {REFERENCE}, points [95 %] |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for plan, arms in by_plan.items():
+        right = _right(database, arms, labels)
+        each = [_accuracy(arm.stages[-1]) for arm in arms]
+        gain = mean_gain(right - against, questions)
+        points = f"{100 * gain.estimate:+.2f} [{100 * gain.low:+.2f}, {100 * gain.high:+.2f}]"
+        steps = {_steps(arm) for arm in arms}
+        lines.append(
+            f"| {plan} | {len(arms)} | {min(steps):,} | {np.mean([arm.seconds[-1] for arm in arms]) / 60:.1f} | "
+            f"{np.mean(each):.4f} | {', '.join(f'{value:.4f}' for value in each)} | "
+            f"{'' if plan == REFERENCE else points} |"
+        )
+    note = (
+        "Intervals are of the rows, clustered by question, for these seeds; how much seeds differ stands beside them."
+    )
+    return "\n".join([*lines, "", note, ""])
+
+
+def _validation(by_plan: dict[str, list[Arm]]) -> tuple[np.ndarray, list[str]]:
+    rows = verifier.rows_of(verifier.model(next(iter(by_plan.values()))[0].stages[-1]), "validation")
+    return np.array([row.is_correct for row in rows]), groups(rows)
+
+
+def _right(database: Database, arms: Sequence[Arm], labels: np.ndarray) -> Floats:
+    """Of each validation row the share of the seeds whose last stage is right."""
+    last = [verifier.kept_log_odds(database, verifier.model(arm.stages[-1]), "validation") for arm in arms]
+    share: Floats = np.mean([(odds >= 0) == labels for odds in last], axis=0)
+    return share
+
+
+def _steps(arm: Arm) -> int:
+    """Optimizer steps taken, each once: a run that went on from another has taken only its own part."""
+    before = {run.run_id: run.result.optimizer_steps for run in arm.every if run.result}
+    taken = [(run, before[run.run_id]) for run in arm.every]
+    return sum(steps - before.get(run.spec.goes_on_from or "", 0) for run, steps in taken if run.spec)
+
+
+def _over_time(by_plan: dict[str, list[Arm]]) -> dict[str, list[tuple[float, float]]]:
+    """Mean device minutes and mean accuracy after each stage."""
+    found = {}
+    for plan, arms in by_plan.items():
+        minutes = np.mean([arm.seconds for arm in arms], axis=0) / 60
+        accuracy = np.mean([[_accuracy(stage) for stage in arm.stages] for arm in arms], axis=0)
+        found[plan] = [(float(x), float(y)) for x, y in zip(minutes, accuracy, strict=True)]
+    return found
+
+
+def _first_quarter(
+    by_plan: dict[str, list[Arm]], slices: dict[str, list[float]]
+) -> dict[str, list[tuple[float, float]]]:
+    """Mean accuracy on the first quarter's rows after each stage: what falls there is forgotten."""
+    return {
+        plan: [
+            (float(number), float(np.mean([slices[arm.stages[number - 1].run_id][0] for arm in arms])))
+            for number in range(1, len(arms[0].stages) + 1)
+        ]
+        for plan, arms in by_plan.items()
+    }
+
+
+def _accuracy(run: RunRecord) -> float:
+    return verifier.model(run).metrics.accuracy
+
+
+if __name__ == "__main__":
+    main()

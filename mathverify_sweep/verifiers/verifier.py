@@ -1,0 +1,152 @@
+"""A finished run as a verifier, or several whose log-odds are averaged. The page to read first in this folder.
+
+A row is judged True when its log-odds are at least the threshold, which is fitted on validation and nowhere else.
+Refuses runs that have not finished, runs on different data, and adapters that are not on this machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mathverify_sweep import metrics
+from mathverify_sweep.config import SweepConfig
+from mathverify_sweep.data import dataset
+from mathverify_sweep.data.rows import Row
+from mathverify_sweep.errors import DataError, StudyError
+from mathverify_sweep.metrics import Floats
+from mathverify_sweep.specs import Metrics, RunResult, RunSpec, Split
+from mathverify_sweep.states import RunState
+from mathverify_sweep.store import runs, studies
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Engine as Database
+
+    from mathverify_sweep.store.runs import RunRecord
+    from mathverify_sweep.training.judge import Judge
+
+
+@dataclass(frozen=True)
+class Model:
+    """A run that has got to its end."""
+
+    run: RunRecord
+    spec: RunSpec
+    result: RunResult
+    metrics: Metrics
+
+    def adapter(self, output: Path) -> Path:
+        """The folder of its adapter. Raises StudyError when it is not under this output folder."""
+        if self.result.adapter is None or not (output / self.result.adapter).is_dir():
+            raise StudyError(f"the adapter of run {self.run.run_id} is not under {output}. Give the worker's --output.")
+        return output / self.result.adapter
+
+
+@dataclass(frozen=True)
+class Verifier:
+    """One model, or the mean log-odds of several, with a threshold fitted on validation."""
+
+    models: tuple[Model, ...]
+    threshold: float
+
+    @property
+    def spec(self) -> RunSpec:
+        """Of the first model; all have the same data."""
+        return self.models[0].spec
+
+    @property
+    def run_ids(self) -> tuple[str, ...]:
+        """Of its models, in order."""
+        return tuple(model.run.run_id for model in self.models)
+
+
+def find(database: Database, run_ids: Sequence[str]) -> Verifier:
+    """The verifier of these runs, by their names (see `named`). Raises StudyError."""
+    models = tuple(model(named(database, run_id)) for run_id in run_ids)
+    require_same_rows(models)
+    if len(models) == 1:
+        return Verifier(models, models[0].metrics.threshold)
+    validation = rows_of(models[0], "validation")
+    odds = np.mean([kept_log_odds(database, each, "validation") for each in models], axis=0)
+    return Verifier(models, metrics.fitted_threshold(odds, [row.is_correct for row in validation]))
+
+
+def named(database: Database, name: str) -> RunRecord:
+    """A run by its id or the beginning of it, as `STUDY:3` (trial 3), or as `STUDY:best` (the best that has finished).
+
+    Raises StudyError when there is no such run.
+    """
+    study, colon, which = name.rpartition(":")
+    if not colon:
+        return runs.get(database, name)
+    config = SweepConfig.model_validate_json(studies.get(database, study).config)
+    every = runs.runs(database, study)
+    if which == "best":
+        sign = 1 if metrics.higher_is_better(config.objective) else -1
+        found = [(sign * run.result.value, run) for run in every if run.result and run.result.value is not None]
+        found = [(value, run) for value, run in found if run.state is RunState.COMPLETE]
+        runs_of_it = [max(found, key=lambda each: each[0])[1]] if found else []
+    else:
+        runs_of_it = [run for run in every if run.stage is None and str(run.trial_number) == which]
+    if not runs_of_it:
+        raise StudyError(
+            f"study {study!r} has no run {which!r}. Name a trial by its number, or `best`, once one ended."
+        )
+    return runs_of_it[-1]
+
+
+def model(run: RunRecord) -> Model:
+    """Raises StudyError when the run has not finished."""
+    if run.state is not RunState.COMPLETE or run.result is None or run.result.metrics is None or run.spec is None:
+        raise StudyError(f"run {run.run_id} is {run.state}; only a COMPLETE run can be used as a verifier.")
+    return Model(run, run.spec, run.result, run.result.metrics)
+
+
+def require_same_rows(models: Sequence[Model]) -> None:
+    """Raises StudyError when the models' splits have different rows."""
+    if len({each.spec.data_fingerprint for each in models}) > 1:
+        raise StudyError("runs are held against each other on the same rows; these belong to studies with other data.")
+
+
+def rows_of(model: Model, split: Split) -> tuple[Row, ...]:
+    """The rows of a split. Raises DataError when this machine's data is not that of the run."""
+    data = dataset.load(model.spec.data)
+    if data.fingerprint != model.spec.data_fingerprint:
+        raise DataError(f"{model.spec.data.source} is not the data that run {model.run.run_id} was trained on.")
+    return data.split(split)
+
+
+def split_log_odds(database: Database, verifier: Verifier, split: Split, output: Path, judge: Judge) -> Floats:
+    """The verifier's log-odds on a split, in its order. Each model reads a split once: what it said is kept."""
+    rows = rows_of(verifier.models[0], split)
+    for each in verifier.models:
+        if runs.log_odds(database, each.run.run_id, split) is None:
+            with judge.reading(each.spec, each.adapter(output)) as score:
+                runs.save_log_odds(database, each.run.run_id, split, score(rows))
+    odds: Floats = np.mean([kept_log_odds(database, each, split) for each in verifier.models], axis=0)
+    return odds
+
+
+def row_log_odds(verifier: Verifier, rows: Sequence[Row], output: Path, judge: Judge) -> Floats:
+    """The verifier's log-odds of rows of any origin: one pass for each model, over one loaded base."""
+    passes: list[list[float]] = []
+    for each in verifier.models:
+        with judge.reading(each.spec, each.adapter(output)) as score:
+            passes.append(score(rows))
+    odds: Floats = np.mean(passes, axis=0)
+    return odds
+
+
+def kept_log_odds(database: Database, model: Model, split: Split) -> Floats:
+    """What a model has said on a split. Raises StudyError when it has not read it."""
+    odds = runs.log_odds(database, model.run.run_id, split)
+    if odds is None:
+        raise StudyError(
+            f"run {model.run.run_id} has no predictions on {split}. "
+            f"Make them: mvsweep evaluate {model.run.run_id} --split {split}"
+        )
+    return odds.astype(np.float64)
