@@ -49,7 +49,16 @@ def open_storage(engine: Engine) -> RDBStorage:
 
 
 class _Storage(RDBStorage):
-    """Optuna's, with reads that do without SQLite's write lock: they are most of what a worker says to it."""
+    """Optuna's, with reads that do without SQLite's write lock: they are most of what a worker says to it.
+
+    `_ids`: by study and number. `_running`: what was last read of running trials, and made of it. `_looks`: see
+    `one_look`.
+    """
+
+    _ours: Engine
+    _ids: dict[tuple[int, int], int]
+    _running: dict[int, tuple[optuna_rows.TrialRow, FrozenTrial]]
+    _looks: dict[int, FrozenTrial] | None
 
     def get_study_id_from_name(self, study_name: str) -> int:
         """See Optuna."""
@@ -73,13 +82,19 @@ class _Storage(RDBStorage):
 
     def get_trial_id_from_study_id_trial_number(self, study_id: int, trial_number: int) -> int:
         """See Optuna."""
-        with database.only_reading():
-            return super().get_trial_id_from_study_id_trial_number(study_id, trial_number)
+        key = study_id, trial_number
+        if key not in self._ids:  # they never change
+            with database.only_reading():
+                self._ids[key] = super().get_trial_id_from_study_id_trial_number(study_id, trial_number)
+        return self._ids[key]
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
-        """See Optuna."""
-        with database.only_reading():
-            return super().get_trial(trial_id)
+        """See Optuna; within `one_look` the trial as it was at its first look."""
+        if self._looks is None:
+            return self._read_trial(trial_id)
+        if trial_id not in self._looks:
+            self._looks[trial_id] = self._read_trial(trial_id)
+        return self._looks[trial_id]
 
     def _get_trials(
         self,
@@ -90,7 +105,14 @@ class _Storage(RDBStorage):
     ) -> list[FrozenTrial]:
         """The trials that Optuna's cache does not have, or that may have changed: the same ones, in plain SQL."""
         rows = optuna_rows.trial_rows(self._ours, study_id, trial_id_greater_than, included_trial_ids)
-        found = [_frozen(row) for row in rows]
+        before, self._running = self._running, {}
+        found = []
+        for row in rows:
+            known = before.get(row.trial_id)
+            trial = known[1] if known is not None and known[0] == row else _frozen(row)
+            if row.state == "RUNNING":  # read again each time, and mostly as it was
+                self._running[row.trial_id] = row, trial
+            found.append(trial)
         return [trial for trial in found if states is None or trial.state in states]
 
     def of_engine(self, engine: Engine) -> _Storage:
@@ -98,7 +120,30 @@ class _Storage(RDBStorage):
         self.remove_session()
         self.scoped_session.configure(bind=engine)
         self._ours = engine
+        self._ids, self._running, self._looks = {}, {}, None
         return self
+
+    def _read_trial(self, trial_id: int) -> FrozenTrial:
+        row = optuna_rows.trial_row(self._ours, trial_id)
+        if row is None:
+            raise KeyError(f"there is no trial of id {trial_id}")
+        return _frozen(row)
+
+
+@contextmanager
+def one_look(storage: BaseStorage) -> Iterator[None]:
+    """Inside, a trial is read once, however often Optuna asks for it: three times for a report, as many to tell.
+
+    For steps that only its worker takes; whoever ended the trial meanwhile is met by the writes, which look themselves.
+    """
+    if not isinstance(storage, _Storage):
+        yield
+        return
+    storage._looks = {}
+    try:
+        yield
+    finally:
+        storage._looks = None
 
 
 def set_user_attrs(storage: BaseStorage, trial_id: int, attributes: Mapping[str, Any]) -> None:

@@ -32,7 +32,14 @@ from mathverify_sweep.store.runs import Point, RunRecord
 from mathverify_sweep.store.studies import StudyRecord
 from mathverify_sweep.store.turns import one_at_a_time
 from mathverify_sweep.study import artifacts, proxy, space
-from mathverify_sweep.study.storage import close_storage, open_storage, opened, set_user_attrs, storage_errors
+from mathverify_sweep.study.storage import (
+    close_storage,
+    one_look,
+    open_storage,
+    opened,
+    set_user_attrs,
+    storage_errors,
+)
 from mathverify_sweep.study.views import TrialView, view
 
 if TYPE_CHECKING:
@@ -128,7 +135,7 @@ class StudyHandle:
 
     def report(self, trial_number: int, rows_seen: int, value: float) -> Verdict:
         """Give a trial's value at a rung; whether the trial is to go on. Said again, the answer stays."""
-        with storage_errors(self._engine):
+        with storage_errors(self._engine), one_look(self._storage):
             frozen = self._frozen(trial_number)
             if frozen.state.is_finished() or _PRUNED_AT in frozen.user_attrs:
                 return Verdict.PRUNE
@@ -149,7 +156,7 @@ class StudyHandle:
 
     def tell(self, trial_number: int, result: RunResult, run_id: str | None = None) -> None:
         """End a trial as its last attempt ended. Of a trial that has ended, it changes nothing."""
-        with storage_errors(self._engine):
+        with storage_errors(self._engine), one_look(self._storage):
             self._end(self._trial(trial_number), result, run_id)
 
     def show(self, run: RunRecord, points: Sequence[Point], link: str | None, folder: Path) -> None:
@@ -161,7 +168,7 @@ class StudyHandle:
         baselines = json.loads(studies.get(self._engine, self.config.study).baselines or "{}")
         accuracies = {name: figures["accuracy"] for name, figures in baselines.items()}
         page = artifacts.Page(run, tuple(points), link, accuracies)
-        with storage_errors(self._engine):
+        with storage_errors(self._engine), one_look(self._storage):
             if self._frozen(run.trial_number).state.is_finished():
                 return
             try:
