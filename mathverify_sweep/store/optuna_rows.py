@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
@@ -41,6 +41,7 @@ _steps = _table(
 _user_attrs = _table("trial_user_attributes", "trial_user_attribute_id", "trial_id", "key", "value_json")
 _system_attrs = _table("trial_system_attributes", "trial_system_attribute_id", "trial_id", "key", "value_json")
 
+AttributeKind = Literal["user", "system"]
 _ENDED = ("COMPLETE", "PRUNED", "FAIL")
 _SHAPE: Mapping[str, Any] = {
     "number": sa.Integer,
@@ -74,7 +75,7 @@ def trial_rows(engine: Engine, study_id: int, newer_than: int, also: Collection[
     if newer_than < 0 or len(also) > _MOST_IDS:
         found = _read(engine, _of_study(), study=study_id)
         return [row for row in found if row.trial_id > newer_than or row.trial_id in also]
-    return _read(engine, _new_and_also(), study=study_id, newer=newer_than, also=sorted(also))
+    return _read(engine, _new_and_also(engine.dialect.name), study=study_id, newer=newer_than, also=sorted(also))
 
 
 def trial_row(engine: Engine, trial_id: int) -> TrialRow | None:
@@ -82,13 +83,22 @@ def trial_row(engine: Engine, trial_id: int) -> TrialRow | None:
     return next(iter(_read(engine, _one(), id=trial_id)), None)
 
 
-def save_user_attrs(engine: Engine, trial_id: int, attributes: Mapping[str, str]) -> bool:
-    """Set user attributes (JSON) of a trial that has not ended, all in one transaction; False when it has."""
+def made_by(engine: Engine, version: str) -> bool:
+    """Whether the tables are there, and Optuna `version` itself has made or upgraded them."""
+    with reading(engine) as connection:
+        if not sa.inspect(connection).has_table("version_info"):
+            return False
+        info = sa.table("version_info", sa.column("library_version"))
+        return connection.scalar(sa.select(info.c.library_version)) == version
+
+
+def save_attrs(engine: Engine, kind: AttributeKind, trial_id: int, attributes: Mapping[str, str]) -> bool:
+    """Set attributes (JSON) of a trial that has not ended, all in one transaction; False when it has."""
     with transaction(engine) as connection:
         state = sa.select(_trials.c.state).where(_trials.c.trial_id == trial_id)
         if connection.scalar(state.with_for_update()) in _ENDED:
             return False
-        table = sa.table("trial_user_attributes", *map(sa.column, ("trial_id", "key", "value_json")))
+        table = sa.table(f"trial_{kind}_attributes", *map(sa.column, ("trial_id", "key", "value_json")))
         rows = [{"trial_id": trial_id, "key": key, "value_json": value} for key, value in attributes.items()]
         statement = insert(connection, table).values(rows)  # type: ignore[arg-type]  # a table without its types
         new = {"value_json": statement.excluded.value_json}
@@ -128,8 +138,11 @@ def _of_study() -> sa.CompoundSelect[Any]:
 
 
 @cache
-def _new_and_also() -> sa.CompoundSelect[Any]:
-    also = _trials.c.trial_id.in_(sa.bindparam("also", expanding=True))
+def _new_and_also(dialect: str) -> sa.CompoundSelect[Any]:
+    if dialect == "postgresql":  # one value, so the text stays the same, and short enough to be remembered
+        also = _trials.c.trial_id == sa.any_(sa.bindparam("also", type_=sa.ARRAY(sa.Integer)))
+    else:
+        also = _trials.c.trial_id.in_(sa.bindparam("also", expanding=True))
     new = _trials.c.trial_id > sa.bindparam("newer")
     return _whole_trials((_trials.c.study_id == sa.bindparam("study")) & (new | also))
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 _checked: set[str] = set()
-"""Databases whose version this process has checked: that loads all of Optuna's migrations, a tenth of a second."""
+"""Databases whose version this process has checked."""
 
 
 def open_storage(engine: Engine) -> RDBStorage:
@@ -35,11 +35,11 @@ def open_storage(engine: Engine) -> RDBStorage:
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     url = engine.url.render_as_string(hide_password=False)
-    # Optuna insists on an engine of its own. It makes and checks the tables through it, once a process and database;
-    # then its sessions are bound to ours, and its own is never connected again.
+    # Optuna insists on an engine of its own. It makes and checks the tables through it, if it must: that loads all of
+    # its migrations, a quarter of what a worker's start costs. Then its sessions are bound to ours.
     options = database.passing_engine(engine.dialect.name)
-    known = url in _checked
     with storage_errors(engine):
+        known = url in _checked or optuna_rows.made_by(engine, optuna.__version__)
         try:
             storage = _Storage(url, options, skip_compatibility_check=known, skip_table_creation=known)
         except RuntimeError as error:  # another Optuna's tables
@@ -96,6 +96,14 @@ class _Storage(RDBStorage):
             self._looks[trial_id] = self._read_trial(trial_id)
         return self._looks[trial_id]
 
+    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
+        """See Optuna."""
+        self.save("user", trial_id, {key: value})
+
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
+        """See Optuna."""
+        self.save("system", trial_id, {key: value})
+
     def _get_trials(
         self,
         study_id: int,
@@ -122,6 +130,11 @@ class _Storage(RDBStorage):
         self._ours = engine
         self._ids, self._running, self._looks = {}, {}, None
         return self
+
+    def save(self, kind: optuna_rows.AttributeKind, trial_id: int, attributes: Mapping[str, Any]) -> None:
+        """Set attributes in one transaction. Raises UpdateFinishedTrialError."""
+        if not optuna_rows.save_attrs(self._ours, kind, trial_id, {k: json.dumps(v) for k, v in attributes.items()}):
+            raise UpdateFinishedTrialError(f"trial id {trial_id} has ended")
 
     def _read_trial(self, trial_id: int) -> FrozenTrial:
         row = optuna_rows.trial_row(self._ours, trial_id)
@@ -154,8 +167,8 @@ def set_user_attrs(storage: BaseStorage, trial_id: int, attributes: Mapping[str,
     if not isinstance(storage, _Storage):
         for name, value in attributes.items():
             storage.set_trial_user_attr(trial_id, name, value)
-    elif not optuna_rows.save_user_attrs(storage._ours, trial_id, {k: json.dumps(v) for k, v in attributes.items()}):
-        raise UpdateFinishedTrialError(f"trial id {trial_id} has ended")
+    else:
+        storage.save("user", trial_id, attributes)
 
 
 def close_storage(storage: BaseStorage) -> None:

@@ -234,7 +234,7 @@ class StudyHandle:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    def _mend(self, frozen: FrozenTrial, run: RunRecord | None) -> None:
+    def _mend(self, frozen: FrozenTrial, run: glances.LastAttempt | None) -> None:
         if run is None or run.end_reason is None:
             self._abandon(frozen)
         else:
