@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy import exc
+from sqlalchemy import exc, orm
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, Connection, Engine
 
@@ -62,6 +62,11 @@ def connect(url: str) -> Engine:
 def passing_engine(dialect: str) -> dict[str, Any]:
     """Options of another engine on the same database, Optuna's, that keeps no connection beyond its use."""
     return {"hide_parameters": True, "connect_args": _connect_args(dialect), "poolclass": sa.NullPool}
+
+
+def sessions(engine: Engine) -> orm.scoped_session[orm.Session]:
+    """Sessions on an engine, one for each thread, as Optuna's storage has them."""
+    return orm.scoped_session(orm.sessionmaker(bind=engine))
 
 
 def rest(engine: Engine) -> None:

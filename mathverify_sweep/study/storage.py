@@ -35,17 +35,14 @@ def open_storage(engine: Engine) -> RDBStorage:
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     url = engine.url.render_as_string(hide_password=False)
-    # Optuna insists on an engine of its own. It makes and checks the tables through it, if it must: that loads all of
-    # its migrations, a quarter of what a worker's start costs. Then its sessions are bound to ours.
-    options = database.passing_engine(engine.dialect.name)
     with storage_errors(engine):
-        known = url in _checked or optuna_rows.made_by(engine, optuna.__version__)
-        try:
-            storage = _Storage(url, options, skip_compatibility_check=known, skip_table_creation=known)
-        except RuntimeError as error:  # another Optuna's tables
-            raise StorageError(f"Optuna cannot use the database {engine.url.render_as_string()}: {error}") from None
-    _checked.add(url)
-    return storage.of_engine(engine)
+        if url not in _checked and not optuna_rows.made_by(engine, optuna.__version__):
+            try:  # on an engine of its own, which it insists on
+                RDBStorage(url, database.passing_engine(engine.dialect.name))
+            except RuntimeError as error:  # another Optuna's tables
+                raise StorageError(f"Optuna cannot use the database {engine.url.render_as_string()}: {error}") from None
+        _checked.add(url)
+        return _Storage(engine)
 
 
 class _Storage(RDBStorage):
@@ -55,10 +52,16 @@ class _Storage(RDBStorage):
     `one_look`.
     """
 
-    _ours: Engine
-    _ids: dict[tuple[int, int], int]
-    _running: dict[int, tuple[optuna_rows.TrialRow, FrozenTrial]]
-    _looks: dict[int, FrozenTrial] | None
+    def __init__(self, engine: Engine) -> None:
+        # Not Optuna's own: that makes an engine, makes tables, and loads all of its migrations to compare versions, a
+        # quarter of what a worker's start costs.
+        self.engine, self.engine_kwargs, self.url = engine, {}, engine.url.render_as_string(hide_password=False)
+        self.scoped_session = database.sessions(engine)
+        self.heartbeat_interval = self.grace_period = None
+        self.heartbeat_stale_trial_callback = self.failed_trial_callback = None
+        self._ids: dict[tuple[int, int], int] = {}
+        self._running: dict[int, tuple[optuna_rows.TrialRow, FrozenTrial]] = {}
+        self._looks: dict[int, FrozenTrial] | None = None
 
     def get_study_id_from_name(self, study_name: str) -> int:
         """See Optuna."""
@@ -112,7 +115,7 @@ class _Storage(RDBStorage):
         trial_id_greater_than: int,
     ) -> list[FrozenTrial]:
         """The trials that Optuna's cache does not have, or that may have changed: the same ones, in plain SQL."""
-        rows = optuna_rows.trial_rows(self._ours, study_id, trial_id_greater_than, included_trial_ids)
+        rows = optuna_rows.trial_rows(self.engine, study_id, trial_id_greater_than, included_trial_ids)
         before, self._running = self._running, {}
         found = []
         for row in rows:
@@ -123,21 +126,13 @@ class _Storage(RDBStorage):
             found.append(trial)
         return [trial for trial in found if states is None or trial.state in states]
 
-    def of_engine(self, engine: Engine) -> _Storage:
-        """This storage on the connections of `engine`."""
-        self.remove_session()
-        self.scoped_session.configure(bind=engine)
-        self._ours = engine
-        self._ids, self._running, self._looks = {}, {}, None
-        return self
-
     def save(self, kind: optuna_rows.AttributeKind, trial_id: int, attributes: Mapping[str, Any]) -> None:
         """Set attributes in one transaction. Raises UpdateFinishedTrialError."""
-        if not optuna_rows.save_attrs(self._ours, kind, trial_id, {k: json.dumps(v) for k, v in attributes.items()}):
+        if not optuna_rows.save_attrs(self.engine, kind, trial_id, {k: json.dumps(v) for k, v in attributes.items()}):
             raise UpdateFinishedTrialError(f"trial id {trial_id} has ended")
 
     def _read_trial(self, trial_id: int) -> FrozenTrial:
-        row = optuna_rows.trial_row(self._ours, trial_id)
+        row = optuna_rows.trial_row(self.engine, trial_id)
         if row is None:
             raise KeyError(f"there is no trial of id {trial_id}")
         return _frozen(row)

@@ -161,14 +161,14 @@ def test_any_bytes_are_no_parquet_file(tmp_path_factory: pytest.TempPathFactory,
     check_file(tmp_path_factory.getbasetemp() / "x.parquet", data)
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 @given(tables)
 @LONG
 def test_very_many_tables_are_rows_or_one_error(found: list[tuple[Any, ...]]) -> None:
     check_table(found)
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 @given(any_bytes, st.sampled_from([".csv", ".jsonl"]))
 @LONG
 def test_very_many_text_files_are_rows_or_one_error(
