@@ -36,6 +36,13 @@ def unfinished(engine: Engine, study_name: str) -> int:
         return connection.scalar(query) or 0
 
 
+def places(engine: Engine, study_name: str) -> frozenset[str]:
+    """The runs of a study that are reserved and have no trial yet."""
+    reserved = runs.c.trial_number.is_(None) & (runs.c.state == RunState.RUNNING)
+    with reading(engine) as connection:
+        return frozenset(connection.scalars(sa.select(runs.c.run_id).where(runs.c.study_name == study_name, reserved)))
+
+
 def last_attempts(engine: Engine, study_name: str, trial_numbers: Iterable[int]) -> dict[int, LastAttempt]:
     """The last attempt of each of these trials that has had one; stages do not count."""
     numbers = sorted(trial_numbers)
