@@ -6,13 +6,14 @@ import json
 from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.distributions import BaseDistribution, json_to_distribution
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage, GrpcStorageProxy, RDBStorage
+from optuna.storages._rdb.storage import _VersionManager
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
@@ -62,6 +63,11 @@ class _Storage(RDBStorage):
         self._ids: dict[tuple[int, int], int] = {}
         self._running: dict[int, tuple[optuna_rows.TrialRow, FrozenTrial]] = {}
         self._looks: dict[int, FrozenTrial] | None = None
+
+    @cached_property
+    def _version_manager(self) -> _VersionManager:  # type: ignore[override]
+        """Optuna's own, for whoever asks for versions: its dashboard does."""
+        return _VersionManager(self.url, self.engine, self.scoped_session)
 
     def get_study_id_from_name(self, study_name: str) -> int:
         """See Optuna."""
