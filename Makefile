@@ -29,11 +29,12 @@ install: $(VENV)/dev.stamp  ## everything that development needs, in .venv
 test: $(VENV)/dev.stamp  ## the tests that take seconds, on SQLite and on PostgreSQL
 	@$(PYTEST) -m "not slow and not gpu and not faults" -n $(JOBS) --dist worksteal
 
-test-long: $(VENV)/dev.stamp  ## the tests that take minutes: the quickstart, the wheel, the images' install steps
+test-long: test-faults  ## the tests that take minutes: test-faults, the quickstart, the wheel, the images' install steps
 	@$(PYTEST) -m "slow and not gpu"
 
+# The first one waits for ten minutes; the two others do the rest beside it.
 test-faults: $(VENV)/dev.stamp  ## faults that take their time: ten minutes without a database, 120 workers (15 minutes)
-	@$(PYTEST) -m "faults" -n 4 --dist worksteal
+	@$(PYTEST) -m "faults" -n 3 --dist worksteal
 
 soak: $(VENV)/dev.stamp  ## 64 workers, 2,000 trials, a fault every few seconds, and a stock Optuna loop beside it (an hour)
 	@$(BIN)/python -m benchmarks.faults.soak $(SOAK)

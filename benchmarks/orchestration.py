@@ -149,10 +149,10 @@ def _one_trial(url: str, folder: Path, chance: random.Random, timings: dict[str,
     held, value = Held.of(found.claim), chance.uniform(0.6, 0.9)
     for rung in study.config.rungs:
         report = Reported(held=held, rows_seen=rung, value=value, asks=True)
-        timed("report", lambda report=report: say(engine, study, folder, report))
+        timed("report", lambda report=report: say(engine, study, folder, [report]))
     result = RunResult(end_reason=EndReason.FINISHED, value=value, log_odds=(0.5,) * 65, rows_seen=400)
     end = Finished(held=held, result=result, at=datetime.now(UTC), retry=None, tells=True, link=None)
-    timed("tell", lambda: say(engine, study, folder, end))
+    timed("tell", lambda: say(engine, study, folder, [end]))
 
 
 def required(found: Claim | None) -> Claim:

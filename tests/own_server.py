@@ -44,8 +44,8 @@ class OwnServer:
         self.start()
 
     def cut(self) -> None:
-        """End every other connection, as an administrator would."""
-        self.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
+        """End every other connection, as an administrator would, and wait until they are gone."""
+        self.execute("SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
 
     def connections(self) -> int:
         """How many clients are connected, without this question."""

@@ -126,7 +126,7 @@ def _lost_results(records: Sequence[RunRecord], study: str, output: Path, logs: 
     """A result is safe from the moment on that its worker said so: in its row, or beside it as a late one."""
     known = {run.run_id: run for run in records}
     for file in paths.outbox_files(output, study):
-        if file.stat().st_size > 0:
+        if len(file.read_bytes().splitlines()) > 1:  # the first line says whose it is
             yield f"{file.name} was not said to its end"
     for run in records:
         if run.state is RunState.COMPLETE and (run.result is None or run.result.metrics is None):

@@ -51,7 +51,7 @@ def terminated(stage: Stage, _door: Door) -> None:
     victim = stage.fleet.start(0)
     lost = stage.wait_until_trained(victim, rows=200)
     victim.signal(signal.SIGTERM)
-    stage.wait_until("the worker that was sent away has ended", lambda: not victim.lives, 30)
+    stage.wait_until("the worker that was sent away has ended", lambda: not victim.lives)
     (handed_back,) = [run for run in stage.runs() if run.run_id == lost.run_id]
     _require(handed_back.end_reason is EndReason.PREEMPTED, f"its run ended {handed_back.end_reason}")
     stage.fleet.start(1)
@@ -181,7 +181,7 @@ SCENARIOS = (
     Scenario("killed", "a killed worker's trial goes on from its checkpoint, elsewhere", killed, 2, _SHORT),
     Scenario("terminated", "a worker that is sent away hands its trial back, unharmed", terminated, 1, _SHORT),
     Scenario("frozen", "a worker that wakes up too late writes nothing", frozen, 1, _SHORT),
-    Scenario("hang", "an engine that hangs is replaced", hangs, 1, {**_SHORT, "hang_seconds": 3.0}),
+    Scenario("hang", "an engine that hangs is replaced", hangs, 1, {**_SHORT, "hang_seconds": 8.0}),
     Scenario("lock", "an engine that blocks keeps its lease", blocks, 2, _SHORT),
     Scenario("outage", "the database may go away: training goes on", away, 4, {**_SHORT, "run_seconds": 18.0}),
     Scenario("cuts", "broken connections are mended", cut, 4, _SHORT),

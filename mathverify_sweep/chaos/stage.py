@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Engine as Database
 
 LOOK_SECONDS = 0.25
+PATIENCE_SECONDS = 240.0
+"""How long something may take that no promise gives a time: whoever plays this may have two busy cores."""
 
 
 class NeverHappened(Exception):
@@ -108,7 +110,7 @@ class Stage:
             for number in range(count):
                 handle.enqueue({"learning_rate": 10 ** (-4 + 2 * number / max(1, count - 1)), "lora_r": 8})
 
-    def wait_until(self, what: str, holds: Callable[[], bool], seconds: float = 60.0) -> None:
+    def wait_until(self, what: str, holds: Callable[[], bool], seconds: float = PATIENCE_SECONDS) -> None:
         """Look until something holds, also while the database is away. Raises NeverHappened."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
@@ -126,7 +128,7 @@ class Stage:
         self.wait_until(f"worker {member.process.pid} trains", lambda: bool(self._trained(member, rows)))
         return self._trained(member, rows)[0]
 
-    def wait_until_done(self, seconds: float = 120.0) -> None:
+    def wait_until_done(self, seconds: float = PATIENCE_SECONDS) -> None:
         """Until all workers have ended by themselves. Raises NeverHappened, also when one of them gave up."""
         self.wait_until("all workers have done their work", lambda: not self.fleet.alive, seconds)
         if self.fleet.deserted:

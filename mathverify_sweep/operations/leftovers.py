@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,16 +15,19 @@ if TYPE_CHECKING:
     from mathverify_sweep.study.study import StudyHandle
 
 
-def say(database: Database, study: StudyHandle, output: Path) -> list[str]:
-    """Say it; a sentence for each outbox that was not empty. Raises StorageError, and what is unsaid stays."""
+def say(database: Database, study: StudyHandle, output: Path, dead: Collection[str] = ()) -> list[str]:
+    """Say it; a sentence for each outbox that was not empty. Raises StorageError, and what is unsaid stays.
+
+    `dead`: ids of workers on other hosts of whom that is known.
+    """
     done = []
-    for left in outbox.orphans(paths.outbox_files(output, study.config.study)):
+    for left in outbox.orphans(paths.outbox_files(output, study.config.study), dead):
         entries = 0
         try:
-            while (entry := left.first()) is not None:
-                saying.say(database, study, output, entry)
-                left.drop_first()
-                entries += 1
+            while first := left.first():
+                saying.say(database, study, output, first)
+                left.drop_first(len(first))
+                entries += len(first)
         finally:
             left.close()
         if entries:

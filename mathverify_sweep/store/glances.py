@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
-from mathverify_sweep.states import RunState
-from mathverify_sweep.store.database import reading, transaction
-from mathverify_sweep.store.records import RunRecord, run_record
+from mathverify_sweep.specs import RunResult
+from mathverify_sweep.states import EndReason, RunState
+from mathverify_sweep.store.database import reading
 from mathverify_sweep.store.tables import runs
 
 _MOST_AT_ONCE = 500
 """Values in one IN list; SQLite takes no more than some thousand."""
+
+
+@dataclass(frozen=True, slots=True)
+class LastAttempt:
+    """How the last attempt of a trial stands; without `end_reason` it waits or runs."""
+
+    run_id: str
+    end_reason: EndReason | None
+    result: RunResult | None
 
 
 def unfinished(engine: Engine, study_name: str) -> int:
@@ -26,21 +36,33 @@ def unfinished(engine: Engine, study_name: str) -> int:
         return connection.scalar(query) or 0
 
 
-def last_attempts(engine: Engine, study_name: str, trial_numbers: Iterable[int]) -> dict[int, RunRecord]:
+def places(engine: Engine, study_name: str) -> frozenset[str]:
+    """The runs of a study that are reserved and have no trial yet."""
+    reserved = runs.c.trial_number.is_(None) & (runs.c.state == RunState.RUNNING)
+    with reading(engine) as connection:
+        return frozenset(connection.scalars(sa.select(runs.c.run_id).where(runs.c.study_name == study_name, reserved)))
+
+
+def last_attempts(engine: Engine, study_name: str, trial_numbers: Iterable[int]) -> dict[int, LastAttempt]:
     """The last attempt of each of these trials that has had one; stages do not count."""
     numbers = sorted(trial_numbers)
-    found: dict[int, RunRecord] = {}
+    found: dict[int, LastAttempt] = {}
     for start in range(0, len(numbers), _MOST_AT_ONCE):
         some = numbers[start : start + _MOST_AT_ONCE]
-        with transaction(engine) as connection:
+        with reading(engine) as connection:
             rows: list[sa.Row[Any]] = list(connection.execute(_attempts(study_name, some)))
-        found |= {row.trial_number: run_record(row) for row in rows}  # in the order of the queue: the last one stays
+        found |= {row.trial_number: _last_attempt(row) for row in rows}  # in the order of the queue: the last one stays
     return found
 
 
 def _attempts(study_name: str, trial_numbers: list[int]) -> sa.Select[Any]:
     return (
-        sa.select(runs, sa.literal(0).label("points"))
+        sa.select(runs.c.trial_number, runs.c.run_id, runs.c.end_reason, runs.c.result)
         .where(runs.c.study_name == study_name, runs.c.stage.is_(None), runs.c.trial_number.in_(trial_numbers))
         .order_by(runs.c.position)
     )
+
+
+def _last_attempt(row: sa.Row[Any]) -> LastAttempt:
+    result = RunResult.model_validate_json(row.result) if row.result else None
+    return LastAttempt(row.run_id, EndReason(row.end_reason) if row.end_reason else None, result)

@@ -118,7 +118,9 @@ def claim_waiting(engine: Engine, study_name: str, worker: WorkerIdentity, now: 
         row = connection.execute(to_take).first()
         if row is None:
             return None
-        connection.execute(sa.update(tables.runs).where(_run.run_id == row.run_id).values(lease))
+        # `now` was taken before this waited for others: the attempt before may have ended, and queued this one, since.
+        times = {name: max(now, row.created_at) for name in ("started_at", "renewed_at")}
+        connection.execute(sa.update(tables.runs).where(_run.run_id == row.run_id).values(lease | times))
     spec = RunSpec.model_validate_json(row.spec)
     return Claim(row.run_id, lease["lease_token"], row.attempt, row.trial_number, spec, row.continues, row.failures)
 

@@ -6,13 +6,14 @@ import json
 from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.distributions import BaseDistribution, json_to_distribution
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage, GrpcStorageProxy, RDBStorage
+from optuna.storages._rdb.storage import _VersionManager
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 _checked: set[str] = set()
-"""Databases whose version this process has checked: that loads all of Optuna's migrations, a tenth of a second."""
+"""Databases whose version this process has checked."""
 
 
 def open_storage(engine: Engine) -> RDBStorage:
@@ -35,21 +36,38 @@ def open_storage(engine: Engine) -> RDBStorage:
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     url = engine.url.render_as_string(hide_password=False)
-    # Optuna insists on an engine of its own. It makes and checks the tables through it, once a process and database;
-    # then its sessions are bound to ours, and its own is never connected again.
-    options = database.passing_engine(engine.dialect.name)
-    known = url in _checked
     with storage_errors(engine):
-        try:
-            storage = _Storage(url, options, skip_compatibility_check=known, skip_table_creation=known)
-        except RuntimeError as error:  # another Optuna's tables
-            raise StorageError(f"Optuna cannot use the database {engine.url.render_as_string()}: {error}") from None
-    _checked.add(url)
-    return storage.of_engine(engine)
+        if url not in _checked and not optuna_rows.made_by(engine, optuna.__version__):
+            try:  # on an engine of its own, which it insists on
+                RDBStorage(url, database.passing_engine(engine.dialect.name))
+            except RuntimeError as error:  # another Optuna's tables
+                raise StorageError(f"Optuna cannot use the database {engine.url.render_as_string()}: {error}") from None
+        _checked.add(url)
+        return _Storage(engine)
 
 
 class _Storage(RDBStorage):
-    """Optuna's, with reads that do without SQLite's write lock: they are most of what a worker says to it."""
+    """Optuna's, with reads that do without SQLite's write lock: they are most of what a worker says to it.
+
+    `_ids`: by study and number. `_running`: what was last read of running trials, and made of it. `_looks`: see
+    `one_look`.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        # Not Optuna's own: that makes an engine, makes tables, and loads all of its migrations to compare versions, a
+        # quarter of what a worker's start costs.
+        self.engine, self.engine_kwargs, self.url = engine, {}, engine.url.render_as_string(hide_password=False)
+        self.scoped_session = database.sessions(engine)
+        self.heartbeat_interval = self.grace_period = None
+        self.heartbeat_stale_trial_callback = self.failed_trial_callback = None
+        self._ids: dict[tuple[int, int], int] = {}
+        self._running: dict[int, tuple[optuna_rows.TrialRow, FrozenTrial]] = {}
+        self._looks: dict[int, FrozenTrial] | None = None
+
+    @cached_property
+    def _version_manager(self) -> _VersionManager:  # type: ignore[override]
+        """Optuna's own, for whoever asks for versions: its dashboard does."""
+        return _VersionManager(self.url, self.engine, self.scoped_session)
 
     def get_study_id_from_name(self, study_name: str) -> int:
         """See Optuna."""
@@ -73,13 +91,27 @@ class _Storage(RDBStorage):
 
     def get_trial_id_from_study_id_trial_number(self, study_id: int, trial_number: int) -> int:
         """See Optuna."""
-        with database.only_reading():
-            return super().get_trial_id_from_study_id_trial_number(study_id, trial_number)
+        key = study_id, trial_number
+        if key not in self._ids:  # they never change
+            with database.only_reading():
+                self._ids[key] = super().get_trial_id_from_study_id_trial_number(study_id, trial_number)
+        return self._ids[key]
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
+        """See Optuna; within `one_look` the trial as it was at its first look."""
+        if self._looks is None:
+            return self._read_trial(trial_id)
+        if trial_id not in self._looks:
+            self._looks[trial_id] = self._read_trial(trial_id)
+        return self._looks[trial_id]
+
+    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
         """See Optuna."""
-        with database.only_reading():
-            return super().get_trial(trial_id)
+        self.save("user", trial_id, {key: value})
+
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
+        """See Optuna."""
+        self.save("system", trial_id, {key: value})
 
     def _get_trials(
         self,
@@ -89,16 +121,43 @@ class _Storage(RDBStorage):
         trial_id_greater_than: int,
     ) -> list[FrozenTrial]:
         """The trials that Optuna's cache does not have, or that may have changed: the same ones, in plain SQL."""
-        rows = optuna_rows.trial_rows(self._ours, study_id, trial_id_greater_than, included_trial_ids)
-        found = [_frozen(row) for row in rows]
+        rows = optuna_rows.trial_rows(self.engine, study_id, trial_id_greater_than, included_trial_ids)
+        before, self._running = self._running, {}
+        found = []
+        for row in rows:
+            known = before.get(row.trial_id)
+            trial = known[1] if known is not None and known[0] == row else _frozen(row)
+            if row.state == "RUNNING":  # read again each time, and mostly as it was
+                self._running[row.trial_id] = row, trial
+            found.append(trial)
         return [trial for trial in found if states is None or trial.state in states]
 
-    def of_engine(self, engine: Engine) -> _Storage:
-        """This storage on the connections of `engine`."""
-        self.remove_session()
-        self.scoped_session.configure(bind=engine)
-        self._ours = engine
-        return self
+    def save(self, kind: optuna_rows.AttributeKind, trial_id: int, attributes: Mapping[str, Any]) -> None:
+        """Set attributes in one transaction. Raises UpdateFinishedTrialError."""
+        if not optuna_rows.save_attrs(self.engine, kind, trial_id, {k: json.dumps(v) for k, v in attributes.items()}):
+            raise UpdateFinishedTrialError(f"trial id {trial_id} has ended")
+
+    def _read_trial(self, trial_id: int) -> FrozenTrial:
+        row = optuna_rows.trial_row(self.engine, trial_id)
+        if row is None:
+            raise KeyError(f"there is no trial of id {trial_id}")
+        return _frozen(row)
+
+
+@contextmanager
+def one_look(storage: BaseStorage) -> Iterator[None]:
+    """Inside, a trial is read once, however often Optuna asks for it: three times for a report, as many to tell.
+
+    For steps that only its worker takes; whoever ended the trial meanwhile is met by the writes, which look themselves.
+    """
+    if not isinstance(storage, _Storage):
+        yield
+        return
+    storage._looks = {}
+    try:
+        yield
+    finally:
+        storage._looks = None
 
 
 def set_user_attrs(storage: BaseStorage, trial_id: int, attributes: Mapping[str, Any]) -> None:
@@ -109,8 +168,8 @@ def set_user_attrs(storage: BaseStorage, trial_id: int, attributes: Mapping[str,
     if not isinstance(storage, _Storage):
         for name, value in attributes.items():
             storage.set_trial_user_attr(trial_id, name, value)
-    elif not optuna_rows.save_user_attrs(storage._ours, trial_id, {k: json.dumps(v) for k, v in attributes.items()}):
-        raise UpdateFinishedTrialError(f"trial id {trial_id} has ended")
+    else:
+        storage.save("user", trial_id, attributes)
 
 
 def close_storage(storage: BaseStorage) -> None:

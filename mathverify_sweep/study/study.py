@@ -32,7 +32,14 @@ from mathverify_sweep.store.runs import Point, RunRecord
 from mathverify_sweep.store.studies import StudyRecord
 from mathverify_sweep.store.turns import one_at_a_time
 from mathverify_sweep.study import artifacts, proxy, space
-from mathverify_sweep.study.storage import close_storage, open_storage, opened, set_user_attrs, storage_errors
+from mathverify_sweep.study.storage import (
+    close_storage,
+    one_look,
+    open_storage,
+    opened,
+    set_user_attrs,
+    storage_errors,
+)
 from mathverify_sweep.study.views import TrialView, view
 
 if TYPE_CHECKING:
@@ -88,6 +95,15 @@ def open_study(engine: Engine, name: str, optuna_proxy: str | None = None) -> St
     return StudyHandle(engine, config, record.data_fingerprint, optuna_proxy)
 
 
+@dataclass(frozen=True, slots=True)
+class _Orphan:
+    """A RUNNING trial that no run is at: how it looks, since when, and the places that waited for a trial then."""
+
+    looks: str
+    since: float
+    places: frozenset[str]
+
+
 class StudyHandle:
     """An open study. `close` it, or use it as a context manager."""
 
@@ -97,7 +113,8 @@ class StudyHandle:
         self.config = config
         self.data_fingerprint = data_fingerprint
         self._engine = engine
-        self._orphans: dict[int, tuple[str, float]] = {}
+        self._orphans: dict[int, _Orphan] = {}
+        self._looked_at = -float("inf")
         self._storage: BaseStorage = proxy.connect(optuna_proxy) if optuna_proxy else open_storage(engine)
         try:
             with storage_errors(engine):
@@ -128,7 +145,7 @@ class StudyHandle:
 
     def report(self, trial_number: int, rows_seen: int, value: float) -> Verdict:
         """Give a trial's value at a rung; whether the trial is to go on. Said again, the answer stays."""
-        with storage_errors(self._engine):
+        with storage_errors(self._engine), one_look(self._storage):
             frozen = self._frozen(trial_number)
             if frozen.state.is_finished() or _PRUNED_AT in frozen.user_attrs:
                 return Verdict.PRUNE
@@ -149,7 +166,7 @@ class StudyHandle:
 
     def tell(self, trial_number: int, result: RunResult, run_id: str | None = None) -> None:
         """End a trial as its last attempt ended. Of a trial that has ended, it changes nothing."""
-        with storage_errors(self._engine):
+        with storage_errors(self._engine), one_look(self._storage):
             self._end(self._trial(trial_number), result, run_id)
 
     def show(self, run: RunRecord, points: Sequence[Point], link: str | None, folder: Path) -> None:
@@ -161,7 +178,7 @@ class StudyHandle:
         baselines = json.loads(studies.get(self._engine, self.config.study).baselines or "{}")
         accuracies = {name: figures["accuracy"] for name, figures in baselines.items()}
         page = artifacts.Page(run, tuple(points), link, accuracies)
-        with storage_errors(self._engine):
+        with storage_errors(self._engine), one_look(self._storage):
             if self._frozen(run.trial_number).state.is_finished():
                 return
             try:
@@ -185,24 +202,31 @@ class StudyHandle:
         A RUNNING trial whose last attempt has ended is told so. One that no run ever took is failed, and what was
         enqueued in it is enqueued again. Both only once this handle has seen the trial unchanged for
         `patience_seconds` (two lease periods; 0 at a person's word) of its clock `monotonic`, every look in between
-        having succeeded: until then its worker may be about to tell it, with its note and pictures. `only`: of these
+        having succeeded: until then its worker may be about to tell it, with its note and pictures. And while a place
+        of those times waits for its trial, the trial may be that one, however long its worker takes. `only`: of these
         trials.
         """
         orphans, self._orphans = self._orphans, {}  # a look that fails forgets them
+        if monotonic - self._looked_at > 0.75 * patience_seconds:  # a gap, which may hide one that would have failed
+            orphans = {}
+        self._looked_at = monotonic
         ended = []
         with storage_errors(self._engine):
-            # Trials first: a run that is attached between the two reads is then seen.
+            # In this order: a run that is attached between the reads is then seen.
             running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+            places = glances.places(self._engine, self.config.study)
             numbers = [frozen.number for frozen in running]
             last = glances.last_attempts(self._engine, self.config.study, numbers)
             for frozen in running:
                 run = last.get(frozen.number)
                 if (run is not None and run.end_reason is None) or (only is not None and frozen.number not in only):
                     continue
-                looks = repr((run, frozen.params, frozen.intermediate_values, frozen.user_attrs, frozen.system_attrs))
-                before, since = orphans.get(frozen.number, (looks, monotonic))
-                self._orphans[frozen.number] = (looks, since if before == looks else monotonic)
-                if monotonic - self._orphans[frozen.number][1] >= patience_seconds:
+                orphan = _Orphan(_looks(frozen, run), monotonic, places)
+                before = orphans.get(frozen.number, orphan)
+                orphan = before if before.looks == orphan.looks else orphan
+                self._orphans[frozen.number] = orphan
+                may_be_taken = run is None and not places.isdisjoint(orphan.places)
+                if monotonic - orphan.since >= patience_seconds and not may_be_taken:
                     self._mend(frozen, run)
                     ended.append(frozen.number)
         return ended
@@ -227,7 +251,7 @@ class StudyHandle:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    def _mend(self, frozen: FrozenTrial, run: RunRecord | None) -> None:
+    def _mend(self, frozen: FrozenTrial, run: glances.LastAttempt | None) -> None:
         if run is None or run.end_reason is None:
             self._abandon(frozen)
         else:
@@ -283,6 +307,10 @@ class StudyHandle:
             return self._storage.get_trial_id_from_study_id_trial_number(self._study_id, trial_number)
         except KeyError:
             raise StudyError(f"study {self.config.study!r} has no trial {trial_number}.") from None
+
+
+def _looks(frozen: FrozenTrial, run: glances.LastAttempt | None) -> str:
+    return repr((run, frozen.params, frozen.intermediate_values, frozen.user_attrs, frozen.system_attrs))
 
 
 def _create_optuna_study(storage: BaseStorage, config: SweepConfig) -> optuna.Study:

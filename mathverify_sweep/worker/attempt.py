@@ -14,13 +14,17 @@ from mathverify_sweep.store.runs import Claim
 from mathverify_sweep.tracking import TrackedRun
 from mathverify_sweep.worker import messages
 from mathverify_sweep.worker.ancestry import Ancestry
+from mathverify_sweep.worker.news import Lost
 from mathverify_sweep.worker.outbox import Finished, Held, Logged, Reported
 from mathverify_sweep.worker.retry import next_attempt
 
 
 @dataclass
 class Attempt:
-    """A claimed run on its way through the engine. `asked`: the rows seen and the time of the report that waits."""
+    """A claimed run on its way through the engine. `asked`: the rows seen and the time of the report that waits.
+
+    `lost`: the news that it is no longer this worker's.
+    """
 
     claim: Claim
     spec: RunSpec
@@ -28,7 +32,7 @@ class Attempt:
     folder: Path
     tracked: TrackedRun
     asked: tuple[int, float] | None = None
-    is_lost: bool = False
+    lost: Lost | None = None
     held: Held = field(init=False)
 
     def __post_init__(self) -> None:
@@ -101,7 +105,7 @@ class Attempt:
                 shutil.rmtree(picture, ignore_errors=True)
 
     def drop_checkpoints(self) -> None:
-        """Nobody goes on from a run that has ended for good, unless it was for that."""
+        """Those of a run that has ended for good, and of its earlier attempts, unless others are to go on from them."""
         if self.spec.leaves_state:
             return
         for folder in (self.folder, *self.ancestry.folders):

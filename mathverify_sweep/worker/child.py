@@ -149,18 +149,19 @@ def _serve(worker: _Worker, device: str, name: str, slots: int | None, tokens: i
     except MvsweepError as error:
         worker.tell(Refused(message=str(error)))
         return
-    all_slots = engine.free_slots()
+    all_slots, begun = engine.free_slots(), 0
     worker.tell(ready)
-    worker.tell(Room(free_slots=all_slots))
+    worker.tell(Room(free_slots=all_slots, begun=begun))
     while True:
         free = engine.free_slots()
         # One start, then a step: that is where a run which cannot start says so.
         if free and (start := worker.next_start(wait=free == all_slots)):
             _begin(engine, start, worker)
-            worker.tell(Room(free_slots=engine.free_slots()))
+            begun += 1
+            worker.tell(Room(free_slots=engine.free_slots(), begun=begun))
         for run_id, result in engine.step():
             _tell_end(worker, run_id, result)
-            worker.tell(Room(free_slots=engine.free_slots()))
+            worker.tell(Room(free_slots=engine.free_slots(), begun=begun))
 
 
 def _engine(name: str, prepare: Prepare, device: str, slots: int | None, tokens: int | None) -> tuple[Ready, Engine]:

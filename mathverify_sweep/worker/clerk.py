@@ -13,7 +13,7 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,9 +26,9 @@ from mathverify_sweep.states import EndReason
 from mathverify_sweep.store import database as store
 from mathverify_sweep.store import leases, runs, studies, suspicion
 from mathverify_sweep.store.runs import Claim, WorkerIdentity
-from mathverify_sweep.worker import claims, outbox, saying
+from mathverify_sweep.worker import ancestry, claims, outbox, saying
 from mathverify_sweep.worker.news import Failed, Lost, News, Over, Ruled
-from mathverify_sweep.worker.outbox import Entry, Finished, Outbox, Reported
+from mathverify_sweep.worker.outbox import Entry, Finished, Held, Logged, Outbox, Reported
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine as Database
@@ -41,6 +41,8 @@ IDLE_SECONDS = 1.0, 5.0
 """How long the clerk rests before it asks for a run again, the first time and at most."""
 AWAY_SECONDS = 0.5, 8.0
 """The same for a database that is away; never above a quarter of the lease period, so that all are back in time."""
+REST_SECONDS = 3.0
+"""A pause that is worth giving connections back for: each takes a server and its client 8 ms to make."""
 SLOW_SECONDS = 5.0
 """A database that has not answered for this long counts as away: SQLite waits a minute for a lock before it says so."""
 
@@ -61,7 +63,7 @@ class Clerk:
     def __init__(self, database: Database, study: StudyHandle, identity: WorkerIdentity, options: ClerkOptions) -> None:
         self._database, self._study, self._identity, self._options = database, study, identity, options
         self._name = study.config.study
-        self._outbox = Outbox(paths.outbox_file(options.output, self._name, identity.worker_id))
+        self._outbox = Outbox.of(identity, paths.outbox_file(options.output, self._name, identity.worker_id))
         self._watch = self._new_watch()
         self._chance = random.Random(identity.worker_id)
         self._held: dict[str, tuple[Claim, float]] = {}
@@ -101,9 +103,13 @@ class Clerk:
         self._asked_for = 0
 
     def say(self, entry: Entry) -> None:
-        """Have something said to the database, now or when it is back. It is on the disk when this returns."""
+        """Have something said to the database, now or when it is back. It is on the disk when this returns.
+
+        A point of a curve waits for the next turn, with those behind it: a transaction each was a third of a trial's.
+        """
         self._outbox.append(entry)
-        self._wake.set()
+        if not isinstance(entry, Logged):
+            self._wake.set()
 
     def next_news(self) -> News | None:
         """The oldest thing that has happened and was not yet asked for; None when there is nothing new."""
@@ -125,7 +131,7 @@ class Clerk:
         self._closing.set()
         self._wake.set()
         self._thread.join(patience_seconds)
-        return not self._thread.is_alive() and self._outbox.first() is None
+        return not self._thread.is_alive() and self._outbox.is_empty
 
     def _work(self) -> None:
         try:
@@ -143,7 +149,7 @@ class Clerk:
             except StorageUnavailable as error:
                 self._note_away(error)
                 failures += 1
-                time.sleep(self._pause(failures))
+                self._pause(failures)
                 continue
             self._turn_since = float("inf")
             self._note_back()
@@ -151,13 +157,14 @@ class Clerk:
             if not self._closing.is_set():
                 self._rest()
                 self._wake.wait(self._until_next())
-            elif self._outbox.first() is None:
+            elif self._outbox.is_empty:
                 self._outbox.close()
                 return
 
     def _turn(self) -> None:
+        self._hand_back_unwanted()
         self._renew()
-        self._empty(self._outbox, self._renew)
+        self._empty(self._outbox)
         if self._closing.is_set():
             return
         self._look_after_others()
@@ -174,43 +181,53 @@ class Clerk:
                 self._lose(run_id)
 
     def _lose(self, run_id: str) -> None:
-        if self._held.pop(run_id, None) is not None:
+        if run_id in self._held:
+            for_good = ancestry.has_ended_for_good(self._database, run_id)
+            del self._held[run_id]
             log.warning("run %s: the lease is lost or was taken back; ending it here", run_id)
-            self._tell(Lost(run_id))
+            self._tell(Lost(run_id, for_good))
 
-    def _empty(self, box: Outbox, between: Callable[[], None]) -> None:
-        while (entry := box.first()) is not None:
-            self._say(entry)
-            box.drop_first()
-            between()
+    def _empty(self, box: Outbox) -> None:
+        while first := box.first():
+            self._say(first)
+            box.drop_first(len(first))
+            self._renew()
 
-    def _say(self, entry: Entry) -> None:
-        run_id = entry.held.run_id
-        if isinstance(entry, Finished):  # its lease ends with it, whatever becomes of the rest
-            self._held.pop(run_id, None)
-        said = saying.say(self._database, self._study, self._options.output, entry)
-        if said.is_lost:
+    def _say(self, entries: Sequence[Entry]) -> None:
+        last = entries[-1]
+        if isinstance(last, Finished):  # its lease ends with it, whatever becomes of the rest
+            self._held.pop(last.held.run_id, None)
+        said = saying.say(self._database, self._study, self._options.output, entries)
+        for run_id in said.lost:
             self._lose(run_id)
-        elif isinstance(entry, Reported) and said.verdict is not None:
-            self._tell(Ruled(run_id, entry.rows_seen, said.verdict))
+        if isinstance(last, Reported) and said.verdict is not None:
+            self._tell(Ruled(last.held.run_id, last.rows_seen, said.verdict))
 
     def _look_after_others(self) -> None:
-        """A few times per lease period: expire the leases of the dead, say what they left, mend what they tore."""
+        """A few times per lease period: say what the dead left, expire their leases, mend what they tore."""
         now = time.monotonic()
         if now - self._looked_at < self._options.lease_seconds / 3:
             return
         self._looked_at = now
-        for observed in self._watch.look(self._database, self._name):
-            if leases.expire(self._database, observed, _now()):
+        dead = self._watch.look(self._database, self._name)
+        self._say_what_was_left({observed.worker.worker_id for observed in dead})
+        for observed in dead:
+            expired = leases.expire(self._database, observed, _now())
+            if expired is not None:
                 log.warning("run %s expired: its worker was not heard of for two lease periods", observed.run_id)
-        for left in outbox.orphans(paths.outbox_files(self._options.output, self._name)):
-            log.info("%s was left by a dead worker; saying what is in it", left.file)
-            try:
-                self._empty(left, self._renew)
-            finally:
-                left.close()
+                ancestry.drop_checkpoints_of_expired(self._database, expired, self._options.output)
         for number in self._study.reconcile(time.monotonic(), 2 * self._options.lease_seconds):
             log.warning("trial %d was RUNNING in Optuna though its last run has ended: told so", number)
+
+    def _say_what_was_left(self, dead: Collection[str]) -> None:
+        """First, for it may be how a run ended that would expire."""
+        for left in outbox.orphans(paths.outbox_files(self._options.output, self._name), dead):
+            try:
+                if not left.is_empty:
+                    log.info("%s was left by a dead worker; saying what is in it", left.file)
+                self._empty(left)
+            finally:
+                left.close()
 
     def _claim(self) -> None:
         if self._asked_for == 0 or time.monotonic() - self._asked_at < self._idle_seconds:
@@ -222,16 +239,24 @@ class Clerk:
         if claim is None:
             self._nothing_to_claim()
             return
-        if self._asked_for == 0:  # nobody wants it any more
-            unused = RunResult(end_reason=EndReason.PREEMPTED, message="not started")
-            runs.finish(self._database, claim, unused, _now(), retry=claim.spec)
-        else:
-            self._held.setdefault(claim.run_id, (claim, time.monotonic()))
-            found = claims.with_its_past(self._database, claim, self._options.output)
-            self._asked_for -= 1
-            self._idle_seconds, self._asked_at = IDLE_SECONDS[0], -float("inf")
-            self._tell(found)
+        if self._asked_for == 0:  # since this turn began
+            self._hand_back_unwanted()
+            return
+        self._held.setdefault(claim.run_id, (claim, time.monotonic()))
+        found = claims.with_its_past(self._database, claim, self._options.output)
+        self._asked_for -= 1
+        self._idle_seconds, self._asked_at = IDLE_SECONDS[0], -float("inf")
+        self._tell(found)
         self._claimed = None
+
+    def _hand_back_unwanted(self) -> None:
+        """The run that was claimed for a worker that has been sent away since: also while the database is away."""
+        claim = self._claimed
+        if claim is not None and self._asked_for == 0:
+            self._claimed = None
+            unused = RunResult(end_reason=EndReason.PREEMPTED, message="not started")
+            held = Held.of(claim)
+            self.say(Finished(held=held, result=unused, at=_now(), retry=claim.spec, tells=False, link=None))
 
     def _nothing_to_claim(self) -> None:
         self._asked_at = time.monotonic()
@@ -256,7 +281,7 @@ class Clerk:
 
     def _rest(self) -> None:
         """Give the connections back: a server has fewer of them than a study may have workers."""
-        if self._until_next() > 1.0:
+        if self._until_next() > REST_SECONDS:
             store.rest(self._database)
             self._study.rest()
 
@@ -273,10 +298,14 @@ class Clerk:
     def _new_watch(self) -> leases.Watch:
         return leases.Watch(self._options.lease_seconds, time.monotonic)
 
-    def _pause(self, failures: int) -> float:
-        """Longer each time, and by chance, so that workers do not come back as one."""
+    def _pause(self, failures: int) -> None:
+        """Longer each time, and by chance, so that workers do not come back as one. `close` cuts one pause short."""
         longest = min(AWAY_SECONDS[1], self._options.lease_seconds / 4)
-        return min(longest, AWAY_SECONDS[0] * 2.0 ** min(failures, 10)) * self._chance.uniform(0.5, 1.0)
+        seconds = min(longest, AWAY_SECONDS[0] * 2.0 ** min(failures, 10)) * self._chance.uniform(0.5, 1.0)
+        if self._closing.is_set():
+            time.sleep(seconds)
+        else:
+            self._closing.wait(seconds)
 
     def _note_away(self, error: MvsweepError) -> None:
         self._watch = self._new_watch()  # who could not renew meanwhile is not dead

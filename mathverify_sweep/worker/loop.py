@@ -7,14 +7,11 @@ and waits for neither. Our row first, Optuna second, W&B never waited for.
 from __future__ import annotations
 
 import logging
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from mathverify_sweep import environment, paths
@@ -41,6 +38,7 @@ from mathverify_sweep.worker.messages import (
     Room,
 )
 from mathverify_sweep.worker.news import Claimed, Failed, Lost, News, Over, Ruled
+from mathverify_sweep.worker.signals import hearing_signals
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine as Database
@@ -55,6 +53,8 @@ VERDICT_SECONDS = 5.0
 """How long a run waits for its verdict; then it goes on, and the pruner has its say at the next rung."""
 HAND_BACK_SECONDS = 20.0
 """How long the engine has for the checkpoints of preempted runs: schedulers kill 30 s after their notice."""
+LOADS = 3
+"""Engines in a row that may be killed while they load, before the worker gives up."""
 LAST_WORDS_SECONDS = 8.0
 """How long a worker that was told to end tries to reach the database."""
 NOTICE_SECONDS = 30.0
@@ -93,7 +93,7 @@ class Worker:
         self._engine: Engine | None = None
         self._replace_engine = False
         self._heard_at = 0.0
-        self._room = 0
+        self._room = self._started = 0
         self._attempts: dict[str, Attempt] = {}
         self._held_back: Attempt | None = None  # until the engine is empty: it has another base model
         self._is_asking = False
@@ -110,7 +110,7 @@ class Worker:
         Raises MvsweepError when this machine's data is not the study's or its base model cannot be loaded, when its GPU
         is quarantined, and for whatever the database refuses for good.
         """
-        with self._signals():
+        with hearing_signals(self._note_signal):
             try:
                 log.info("worker %s on %s: study %s", self._identity.worker_id, self._identity.gpu, self._name)
                 self._clerk.start()
@@ -149,7 +149,7 @@ class Worker:
         if self._replace_engine and not self._attempts:
             self._end_engine()
         if self._engine is None and self._told_to_end() is None:
-            self._ready_engine()
+            self._load_engine()
 
     def _ask_for_runs(self) -> None:
         """One at a time: what the engine has room for is known when it has taken the one before."""
@@ -180,7 +180,7 @@ class Worker:
         elif isinstance(news, Ruled):
             self._answer(news.run_id, news.rows_seen, news.verdict)
         elif isinstance(news, Lost):
-            self._lose(news.run_id)
+            self._lose(news)
         elif isinstance(news, Over):
             self._is_asking = False
             self._over = news
@@ -192,7 +192,8 @@ class Worker:
         if isinstance(message, Ended):
             self._end(message.run_id, message.result)
         elif isinstance(message, Room):
-            self._room = message.free_slots
+            if message.begun == self._started:  # else it was said before the engine heard of the latest run
+                self._room = message.free_slots
         elif isinstance(message, Logged | Reported) and message.run_id in self._attempts:
             attempt = self._attempts[message.run_id]
             if isinstance(message, Logged):
@@ -229,13 +230,14 @@ class Worker:
             self._end(attempt.claim.run_id, RunResult(end_reason=EndReason.PRUNED, message=attempt.ancestry.unneeded))
             return
         self._room = 0  # until the engine says more
+        self._started += 1
         self._heard_at = time.monotonic()
         assert self._engine is not None
         self._engine.send(attempt.order(self._options.checkpoint_seconds))
 
     def _await_verdict(self, attempt: Attempt, message: Reported) -> None:
         attempt.asked = (message.rows_seen, time.monotonic())
-        if attempt.spec.stage is not None or self._clerk.is_away or attempt.is_lost or self._is_handing_back:
+        if attempt.spec.stage is not None or self._clerk.is_away or attempt.lost or self._is_handing_back:
             self._answer(attempt.claim.run_id, message.rows_seen, Verdict.CONTINUE)
 
     def _answer(self, run_id: str, rows_seen: int, verdict: Verdict) -> None:
@@ -246,19 +248,19 @@ class Worker:
             assert self._engine is not None
             self._engine.send(Answer(run_id=run_id, verdict=verdict))
 
-    def _lose(self, run_id: str) -> None:
-        attempt = self._attempts.get(run_id)
+    def _lose(self, lost: Lost) -> None:
+        attempt = self._attempts.get(lost.run_id)
         if attempt is not None:
-            attempt.is_lost = True
+            attempt.lost = lost
             self._interrupt(attempt, EndReason.LEASE_EXPIRED)
 
     def _end(self, run_id: str, result: RunResult) -> None:
         """A run has ended: in its row, in Optuna and in W&B. One whose lease was lost leaves a late result at most."""
         attempt = self._attempts.pop(run_id)
         entry = attempt.finished(result, self._options.output)
-        if not (attempt.is_lost and result.end_reason is EndReason.LEASE_EXPIRED):
+        if not (attempt.lost and result.end_reason is EndReason.LEASE_EXPIRED):
             self._clerk.say(entry)
-        if entry.retry is None and not attempt.is_lost:
+        if attempt.lost.for_good if attempt.lost else entry.retry is None:
             attempt.drop_checkpoints()
         score = "" if result.value is None else f" with {result.value:.4f} after {result.rows_seen} rows"
         log.info("%s ended %s%s", attempt.title, result.end_reason, score)
@@ -344,6 +346,20 @@ class Worker:
             if (message := self._engine.receive(LISTEN_SECONDS)) is not None:
                 self._hear_engine(message)
 
+    def _load_engine(self) -> None:
+        """Again when it is killed before it is ready: mostly for want of host memory, which others may free."""
+        for left in reversed(range(LOADS)):
+            try:
+                self._ready_engine()
+            except EngineDied as died:
+                if not died.was_killed or left == 0:
+                    raise
+                log.error("%s", died)
+                log.warning("starting another engine: one was killed while it loaded")
+                self._end_engine()
+            else:
+                return
+
     def _ready_engine(self) -> None:
         log_file = paths.engine_log(self._options.output, self._name, self._identity.worker_id)
         self._engine = Engine(self._options.device, self._options.engine, log_file)
@@ -371,22 +387,11 @@ class Worker:
                 self._heard_at = time.monotonic()
                 return
 
+    def _note_signal(self, number: int) -> None:
+        self._signal = number
+
     def _end_engine(self) -> None:
-        self._room = 0
+        self._room = self._started = 0
         if self._engine is not None:
             self._engine.kill()
             self._engine = None
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Ctrl-C, SIGTERM, and SIGUSR1 (which schedulers can send some time before) hand the runs back."""
-
-        def note(number: int, _frame: FrameType | None) -> None:
-            self._signal = number
-
-        before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)

@@ -60,10 +60,14 @@ class Ready(Frozen):
 
 
 class Room(Frozen):
-    """From the engine, when it is ready, has taken a run or has ended one: how many more it has a use for now."""
+    """From the engine, when it is ready, has taken a run or has ended one: how many more it has a use for now.
+
+    `begun`: how many it has taken so far; what was said before it heard of the latest one is out of date.
+    """
 
     kind: Literal["room"] = "room"
     free_slots: int
+    begun: int
 
 
 class Refused(Frozen):

@@ -30,9 +30,13 @@ class Ruled:
 
 @dataclass(frozen=True)
 class Lost:
-    """The run is no longer this worker's: it is to be ended, and nothing of it is written any more."""
+    """The run is no longer this worker's: it is to be ended, and nothing of it is written any more.
+
+    `for_good`: nobody else goes on with it.
+    """
 
     run_id: str
+    for_good: bool
 
 
 @dataclass(frozen=True)

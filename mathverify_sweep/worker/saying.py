@@ -1,4 +1,4 @@
-"""What an entry of an outbox does to the database, whoever says it: its worker, the next one, or a person who reaps.
+"""What the entries of an outbox do to the database, whoever says them: their worker, the next one, a person who reaps.
 
 Each may be said again: the lease token decides what of it still counts.
 """
@@ -6,6 +6,7 @@ Each may be said again: the lease token decides what of it still counts.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from mathverify_sweep.specs import RunResult
 from mathverify_sweep.states import EndReason, Verdict
 from mathverify_sweep.store import runs, studies, suspicion
 from mathverify_sweep.store.runs import Point
-from mathverify_sweep.worker.outbox import Entry, Finished, Logged, Reported
+from mathverify_sweep.worker.outbox import Entry, Finished, Held, Logged, Reported
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine as Database
@@ -28,26 +29,29 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Said:
-    """What came of it. `is_lost`: the run is not its worker's any more. `verdict`: the pruner's, on a report."""
+    """What came of it. `lost`: runs that are not their worker's any more. `verdict`: the pruner's, on the report."""
 
-    is_lost: bool = False
+    lost: tuple[str, ...] = ()
     verdict: Verdict | None = None
 
 
-def say(database: Database, study: StudyHandle, output: Path, entry: Entry) -> Said:
-    """Say one entry. Raises StorageError; then it is to be said again."""
-    if isinstance(entry, Finished):
-        return Said(is_lost=not _say_end(database, study, output, entry))
-    if not runs.progress(database, entry.held.claim(), [_point(entry)]):
-        return Said(is_lost=True)
-    if not isinstance(entry, Reported) or not entry.asks:
-        return Said()
-    held = entry.held
-    verdict = study.report(held.trial_number, entry.rows_seen, entry.value)
+def say(database: Database, study: StudyHandle, output: Path, entries: Sequence[Entry]) -> Said:
+    """Say entries as `Outbox.first` gives them. Raises StorageError; then all of them are to be said again."""
+    last = entries[-1]
+    if isinstance(last, Finished):
+        return Said(() if _say_end(database, study, output, last) else (last.held.run_id,))
+    points: dict[Held, list[Point]] = {}
+    for entry in entries:
+        if not isinstance(entry, Finished):
+            points.setdefault(entry.held, []).append(_point(entry))
+    lost = tuple(held.run_id for held, said in points.items() if not runs.progress(database, held.claim(), said))
+    if not isinstance(last, Reported) or not last.asks or last.held.run_id in lost:
+        return Said(lost)
+    held = last.held
+    verdict = study.report(held.trial_number, last.rows_seen, last.value)
     pruned = ", pruned" if verdict is Verdict.PRUNE else ""
-    said = (held.run_id, held.trial_number, entry.rows_seen, entry.value, pruned)
-    log.info("run %s trial %d at %d rows: %.4f%s", *said)
-    return Said(verdict=verdict)
+    log.info("run %s trial %d at %d rows: %.4f%s", held.run_id, held.trial_number, last.rows_seen, last.value, pruned)
+    return Said(lost, verdict)
 
 
 def _say_end(database: Database, study: StudyHandle, output: Path, entry: Finished) -> bool:

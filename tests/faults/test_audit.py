@@ -84,7 +84,7 @@ def failed_too_soon(stage: Stage) -> None:
 
 
 def left_in_an_outbox(stage: Stage) -> None:
-    (stage.output / "audited" / "outbox-x.jsonl").write_text("something\n")
+    (stage.output / "audited" / "outbox-x.jsonl").write_text("whose it is\nsomething\n")
 
 
 def said_and_not_kept(stage: Stage) -> None:

@@ -21,6 +21,7 @@ QUICK = {
 }
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("scenario", "backend"),
     [

@@ -137,7 +137,7 @@ def test_what_the_dead_left_unsaid_is_said_before_it_expires(
 ) -> None:
     claim = start(engine, study, dead)
     file = paths.outbox_file(tmp_path, NAME, dead.worker_id)
-    left = Outbox(file)
+    left = Outbox.of(dead, file)
     held = Held.of(claim)
     left.append(Reported(held=held, rows_seen=100, value=0.7, asks=True))
     left.append(Finished(held=held, result=FINISHED, at=NOW, retry=None, tells=True, link=None))
@@ -152,12 +152,44 @@ def test_what_the_dead_left_unsaid_is_said_before_it_expires(
     assert (trial.state, trial.value, trial.intermediate) == (RunState.COMPLETE, 0.9, {100: 0.7})
 
 
+def test_what_the_dead_of_another_host_left_unsaid_is_said_when_it_is_known(
+    engine: Engine, study: StudyHandle, tmp_path: Path
+) -> None:
+    """There a lock tells nothing, nor does a pid: only that its lease expired while it was watched."""
+    elsewhere = replace(ELSEWHERE, worker_id="elsewhere", boot_id="another-boot")
+    claim = start(engine, study, elsewhere)
+    left = Outbox.of(elsewhere, paths.outbox_file(tmp_path, NAME, elsewhere.worker_id))
+    left.append(Finished(held=Held.of(claim), result=FINISHED, at=NOW, retry=None, tells=True, link=None))
+    left._stream.close()  # the lock goes with it
+    assert mend(engine, study, suspects(engine, study), tmp_path).done == ()
+    mend(engine, study, watched(engine, study, FakeTime().clock), tmp_path)
+    (run,) = runs.runs(engine, NAME)
+    assert run.state is RunState.COMPLETE
+    assert not left.file.exists()
+
+
+def test_nobody_goes_on_from_the_checkpoints_of_a_run_that_expired_for_good(
+    engine: Engine, study: StudyHandle, dead: WorkerIdentity, tmp_path: Path
+) -> None:
+    claim: Claim | None = start(engine, study, dead)
+    folders = []
+    while claim is not None:
+        assert all(folder.is_dir() for folder in folders), "until then the next attempt may"
+        attempt = paths.run_folder(tmp_path, NAME, claim.run_id, claim.lease_token)
+        folders.append(paths.checkpoints_folder(attempt))
+        (folders[-1] / "100").mkdir(parents=True)
+        mend(engine, study, suspects(engine, study), tmp_path)
+        claim = runs.claim_waiting(engine, NAME, dead, NOW)
+    assert len(folders) == 3
+    assert not any(folder.exists() for folder in folders)
+
+
 def test_what_is_left_of_runs_of_another_database_is_left_out(
     engine: Engine, study: StudyHandle, dead: WorkerIdentity, tmp_path: Path
 ) -> None:
     claim = start(engine, study, dead)
     held = Held.of(replace(claim, run_id="of-another-database"))
-    left = Outbox(paths.outbox_file(tmp_path, NAME, dead.worker_id))
+    left = Outbox.of(dead, paths.outbox_file(tmp_path, NAME, dead.worker_id))
     left.append(Reported(held=held, rows_seen=100, value=0.7, asks=True))
     left.append(Finished(held=held, result=FINISHED, at=NOW, retry=None, tells=True, link=None))
     left.close()

@@ -203,14 +203,14 @@ def test_any_text_is_a_config_or_one_error(text: str) -> None:
     read_text(text, Path("/nowhere"))
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 @given(files)
 @LONG
 def test_very_many_mappings_are_configs_or_one_error(raw: Any) -> None:
     read(raw, Path("/nowhere"))
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 @given(st.one_of(st.text(max_size=200), st.binary(max_size=200).map(lambda b: b.decode("utf-8", "replace"))))
 @LONG
 def test_very_many_texts_are_configs_or_one_error(text: str) -> None:

@@ -21,7 +21,7 @@ from mathverify_sweep.specs import MAX_MESSAGE, ColumnsSpec, RunResult, RunSpec
 from mathverify_sweep.states import EndReason, RunState
 from mathverify_sweep.store import runs, studies
 from mathverify_sweep.store.runs import Budget, WorkerIdentity
-from mathverify_sweep.worker.outbox import Finished, Held, Outbox
+from mathverify_sweep.worker.outbox import Finished, Held, Outbox, orphans
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 HOSTILE = (
@@ -50,11 +50,11 @@ def test_any_message_of_a_result_goes_through_the_outbox_into_the_database(
     assert place is not None
     assert runs.attach(engine, place, 0, spec)
     claim = runs.Claim(place.run_id, place.lease_token, 1, 0, spec, None)
-    box = Outbox(tmp_path / "box.jsonl")
+    box = Outbox.of(worker, tmp_path / "box.jsonl")
     box.append(Finished(held=Held.of(claim), result=result, at=NOW, retry=None, tells=True, link=None))
     box._stream.close()
-    again = Outbox(tmp_path / "box.jsonl")
-    replayed = again.first()
+    (again,) = orphans([box.file], {worker.worker_id})
+    (replayed,) = again.first()
     again.close()
     assert isinstance(replayed, Finished)
     assert runs.finish(engine, replayed.held.claim(), replayed.result, NOW)
@@ -161,14 +161,14 @@ def test_any_bytes_are_no_parquet_file(tmp_path_factory: pytest.TempPathFactory,
     check_file(tmp_path_factory.getbasetemp() / "x.parquet", data)
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 @given(tables)
 @LONG
 def test_very_many_tables_are_rows_or_one_error(found: list[tuple[Any, ...]]) -> None:
     check_table(found)
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 @given(any_bytes, st.sampled_from([".csv", ".jsonl"]))
 @LONG
 def test_very_many_text_files_are_rows_or_one_error(

@@ -122,6 +122,15 @@ def test_waiting_runs_are_claimed_oldest_first_each_once(study: Engine, spec: Ru
     assert runs.get(study, queued[1]).worker == BOB
 
 
+def test_a_run_begins_no_earlier_than_it_was_queued(study: Engine, spec: RunSpec) -> None:
+    """Whoever claims it looked at its clock, and then waited for the one who ended the attempt before."""
+    preempted = RunResult(end_reason=EndReason.PREEMPTED)
+    assert runs.finish(study, start(study, spec), preempted, later(30), retry=spec)
+    assert runs.claim_waiting(study, "s", ANN, later(29.5))
+    first, again = runs.runs(study, "s")
+    assert (first.ended_at, again.started_at, again.renewed_at) == (later(30), later(30), later(30))
+
+
 @pytest.mark.parametrize(
     ("ending", "claimable"),
     [(EndReason.FINISHED, True), (EndReason.PRUNED, True), (EndReason.DIVERGED, True), (EndReason.CRASHED, False)],

@@ -364,8 +364,9 @@ def test_reconcile_tells_what_a_crash_left_untold(engine: Engine, handle: StudyH
     claim, running = attached(engine, handle), attached(engine, handle)
     runs.finish(engine, claim, finished(0.8), NOW)
     assert handle.reconcile(0.0, 100.0) == []  # its worker may be about to tell
+    assert handle.reconcile(50.0, 100.0) == []
     assert handle.reconcile(100.0, 100.0) == [0]
-    assert handle.reconcile(1e6, 100.0) == []
+    assert handle.reconcile(150.0, 100.0) == []
     view = views.trials(engine, "s")[0]
     assert (view.state, view.value, view.user_attrs["run_id"]) == (RunState.COMPLETE, 0.8, claim.run_id)
     assert states(engine)[1] is RunState.RUNNING, running
@@ -391,9 +392,27 @@ def test_a_trial_that_no_run_took_is_failed_after_it_was_seen_unchanged_for_long
 ) -> None:
     asked(handle)
     assert handle.reconcile(50.0, 100.0) == []
+    assert handle.reconcile(100.0, 100.0) == []
     assert handle.reconcile(149.0, 100.0) == []
     assert handle.reconcile(150.0, 100.0) == [0]
     assert states(engine) == [RunState.FAIL]
+
+
+def test_a_trial_whose_worker_is_slow_to_take_it_is_left_to_it(engine: Engine, handle: StudyHandle) -> None:
+    """It has a place for it: a soak's outage between the two steps lost it the trial that it then trained."""
+    claim = runs.reserve(engine, "s", WORKER, Budget(None, None, None), NOW)
+    assert claim is not None
+    trial = asked(handle)
+    assert [handle.reconcile(50.0 * look, 100.0) for look in range(9)] == [[]] * 9
+    spec = handle.config.trial_spec(trial.trial_number, trial.params, "f")
+    assert runs.attach(engine, claim, trial.trial_number, spec)
+    lost = asked(handle)
+    later = runs.reserve(engine, "s", WORKER, Budget(None, None, None), NOW)
+    assert [handle.reconcile(50.0 * look, 100.0) for look in range(9, 11)] == [[]] * 2
+    assert later is not None
+    assert runs.release(engine, later)
+    assert handle.reconcile(550.0, 100.0) == [lost.trial_number]
+    assert states(engine) == [RunState.RUNNING, RunState.FAIL]
 
 
 @sqlite_only
@@ -409,7 +428,14 @@ def test_a_look_that_failed_starts_the_clock_again(handle: StudyHandle, monkeypa
         with pytest.raises(StorageError):
             handle.reconcile(50.0, 100.0)
     assert handle.reconcile(100.0, 100.0) == []
+    assert handle.reconcile(150.0, 100.0) == []
     assert handle.reconcile(200.0, 100.0) == [0]
+
+
+@sqlite_only
+def test_looks_that_are_far_apart_may_have_missed_an_outage(handle: StudyHandle) -> None:
+    asked(handle)
+    assert [handle.reconcile(100.0 * look, 100.0) for look in range(5)] == [[]] * 5
 
 
 @sqlite_only

@@ -28,7 +28,7 @@ from mathverify_sweep.store import leases, runs, studies, tables
 from mathverify_sweep.store.database import connect, transaction
 from mathverify_sweep.store.runs import Budget, Claim, WorkerIdentity
 from mathverify_sweep.worker import retry, saying
-from mathverify_sweep.worker.outbox import Finished, Held, Logged, Outbox, Reported
+from mathverify_sweep.worker.outbox import Finished, Held, Logged, Outbox, Reported, orphans
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 PERIOD = 60.0
@@ -87,7 +87,7 @@ class Leases(RuleBasedStateMachine):
         self.engine = type(self).new_database()
         studies.create(self.engine, studies.StudyRecord("s", "{}", "f", None, None, NOW))
         self.folder = tempfile.TemporaryDirectory()
-        self.workers = [Played(Outbox(self._file(number))) for number in range(3)]
+        self.workers = [Played(self._new_outbox(number)) for number in range(3)]
         self.optuna = Optuna()
         self.seconds = 1000.0
         self.watch = leases.Watch(PERIOD, lambda: self.seconds)
@@ -158,23 +158,23 @@ class Leases(RuleBasedStateMachine):
 
     def say(self, number: int, answer_is_lost: bool) -> None:
         worker = self.workers[number]
-        entry = worker.outbox.first()
-        if entry is None:
+        first = worker.outbox.first()
+        if not first:
             return
-        said = saying.say(self.engine, self.optuna, Path(self.folder.name), entry)  # type: ignore[arg-type]
-        if said.is_lost:
-            worker.held = [claim for claim in worker.held if claim.run_id != entry.held.run_id]
+        said = saying.say(self.engine, self.optuna, Path(self.folder.name), first)  # type: ignore[arg-type]
+        worker.held = [claim for claim in worker.held if claim.run_id not in said.lost]
         if not answer_is_lost:
-            worker.outbox.drop_first()
+            worker.outbox.drop_first(len(first))
 
     def say_everything(self, number: int) -> None:
-        while self.workers[number].outbox.first() is not None:
+        while not self.workers[number].outbox.is_empty:
             self.say(number, answer_is_lost=False)
 
     def die(self, number: int) -> None:
-        """A new worker finds what is in the file, and nothing that was in memory."""
+        """Whoever says what it left finds what is in the file, and nothing that was in memory."""
         self.workers[number].outbox._stream.close()
-        self.workers[number] = Played(Outbox(self._file(number)))
+        (left,) = orphans([self._file(number)], {self._identity(number).worker_id})
+        self.workers[number] = Played(left)
 
     def lose_memory_of_a_run(self, number: int) -> None:
         """An engine that is wedged: its lease is renewed no more."""
@@ -298,6 +298,9 @@ class Leases(RuleBasedStateMachine):
             for row in connection.execute(sa.select(tables.points).order_by(tables.points.c.rows_seen)):
                 found[row.run_id].append(tuple(row))
         return found
+
+    def _new_outbox(self, number: int) -> Outbox:
+        return Outbox.of(self._identity(number), self._file(number))
 
     def _file(self, number: int) -> Path:
         return Path(self.folder.name) / f"{number}.jsonl"

@@ -5,11 +5,17 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
+import psutil
 import pytest
+from sqlalchemy.engine import Engine
 
 from mathverify_sweep.specs import RunResult, RunSpec
 from mathverify_sweep.states import EndReason, RunState
+from mathverify_sweep.worker.devices import pretended
+from mathverify_sweep.worker.loop import LOADS, Worker, WorkerOptions
+from mathverify_sweep.worker.messages import Room
 from mathverify_sweep.worker.retry import next_attempt
+from tests import example_study
 from tests.flows.commands import SWEEP, Shell, ended
 
 
@@ -66,6 +72,47 @@ def test_sigterm_in_the_middle_of_several_runs_hands_all_of_them_back(shell: She
     assert shell.status().running == ()
     rehearse(shell)
     assert [trial.state for trial in shell.status().trials] == [RunState.COMPLETE] * 6
+
+
+@pytest.mark.parametrize(("kills", "code"), [(1, 0), (LOADS, 2)], ids=["once", "again and again"])
+def test_an_engine_that_is_killed_while_it_loads_is_started_again(shell: Shell, kills: int, code: int) -> None:
+    worker = shell.worker("--engine", "rehearsal", "--count", "1")
+    seen: set[int] = set()
+    while len(seen) < kills:
+        for process in psutil.Process(worker.pid).children():
+            if process.pid not in seen and any("worker.child" in word for word in process.cmdline()):
+                process.kill()
+                seen.add(process.pid)
+
+    log = ended(worker, code)
+
+    assert "killed by signal 9" in log
+    assert [trial.attempts for trial in shell.status().trials] == [1] * (code == 0)
+
+
+def test_a_run_that_is_taken_back_for_good_leaves_no_checkpoints(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MVSWEEP_REHEARSAL_SECONDS", "600")
+    worker = shell.worker("--engine", "rehearsal", "--checkpoint-seconds", "1")
+    left = shell.wait_until(lambda _report: any(shell.folder.rglob("checkpoints/*")))
+    assert len(left.running) == 1
+
+    shell.run("stop", "flow", "--now")
+
+    assert "ended lease_expired" in ended(worker, 1)
+    assert not any(shell.folder.rglob("checkpoints"))
+
+
+def test_room_that_an_engine_had_before_it_heard_of_the_latest_run_is_out_of_date(
+    engine: Engine, tmp_path: Path
+) -> None:
+    with example_study.empty(engine) as study:
+        worker = Worker(engine, study, WorkerOptions(tmp_path, pretended(0)))
+        worker._started = 2
+        worker._hear_engine(Room(free_slots=2, begun=1))
+        assert worker._room == 0
+        worker._hear_engine(Room(free_slots=1, begun=2))
+        assert worker._room == 1
+        worker._clerk._outbox.close()
 
 
 def test_memory_that_was_short_before_the_start_is_asked_for_again_in_smaller_passes(spec: RunSpec) -> None:
