@@ -177,7 +177,7 @@ def losses(report: StatusReport) -> Panel | None:
 
 
 def device_time(report: StatusReport) -> Panel | None:
-    """Device minutes of each trial, by how it ended, and of its promotion."""
+    """Minutes that each trial was in an engine, by how it ended, and its promotion."""
     spent = [trial for trial in report.trials if trial.seconds > 0]
     if not spent:
         return None
@@ -191,11 +191,11 @@ def device_time(report: StatusReport) -> Panel | None:
     stages = [(row.trial_number, stage.seconds) for row in report.promotions for stage in row.stages if stage.seconds]
     if stages:
         traces.append(draw.bars("promotion", stages, draw.PURPLE))
-    figure = draw.figure(traces, "trial", "device minutes")
+    figure = draw.figure(traces, "trial", "minutes")
     figure.update_layout(barmode="stack")
-    total = sum(trial.seconds for trial in spent) + sum(seconds for _, seconds in stages)
-    caption = f"All attempts counted; {total / 3600:.2f} device-hours together."
-    return Panel("device_time", "GPU time by trial", caption, figure)
+    hours = report.budget.gpu_hours_used
+    caption = f"All attempts counted, runs that share a device beside each other; it was held for {hours:.2f} hours."
+    return Panel("device_time", "Time by trial", caption, figure)
 
 
 def _before_and_after(row: PromotionRow, trial: TrialRow | None, colour: str) -> list[Any]:

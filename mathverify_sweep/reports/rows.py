@@ -28,6 +28,7 @@ from mathverify_sweep.reports.models import (
 from mathverify_sweep.specs import Metrics, Objective
 from mathverify_sweep.states import RunState
 from mathverify_sweep.store import promotions, runs, studies
+from mathverify_sweep.store.device_time import Use, device_seconds
 from mathverify_sweep.store.runs import Point, RunRecord
 from mathverify_sweep.study import views
 from mathverify_sweep.study.artifacts import WANDB
@@ -263,17 +264,18 @@ def _is_spent(budget: BudgetUse) -> bool:
 
 
 def _budget(every: Sequence[RunRecord], trials: Sequence[TrialRow], config: SweepConfig) -> BudgetUse:
+    uses = (Use(run.worker.worker_id, run.started_at, _seconds(run)) for run in every if run.worker and run.started_at)
     return BudgetUse(
         trials=config.trials,
         trials_used=sum(trial.run_id is not None for trial in trials),
         gpu_hours=config.budget.gpu_hours,
-        gpu_hours_used=sum(_seconds(run) for run in every) / 3600,
+        gpu_hours_used=device_seconds(uses) / 3600,
         deadline=config.budget.deadline,
     )
 
 
 def _seconds(run: RunRecord) -> float:
-    """Device time of one attempt; of a running one until it was heard of last."""
+    """How long one attempt has been in an engine; of a running one until it was heard of last."""
     if run.busy_seconds is not None:
         return run.busy_seconds
     if run.started_at is None or run.renewed_at is None:

@@ -20,6 +20,7 @@ from mathverify_sweep.specs import RunResult, RunSpec, Split
 from mathverify_sweep.states import RunState
 from mathverify_sweep.store import endings, studies, tables
 from mathverify_sweep.store.database import insert, reading, transaction
+from mathverify_sweep.store.device_time import Use, device_seconds
 from mathverify_sweep.store.records import (
     Budget,
     Claim,
@@ -259,12 +260,12 @@ def _is_spent(connection: Connection, study_name: str, budget: Budget, now: date
             return True
     if budget.gpu_seconds is None:
         return False
-    running = sa.select(_run.started_at, sa.null().label("busy")).where(of_study, _run.state == RunState.RUNNING)
-    ended = sa.select(sa.null(), sa.func.sum(_run.busy_seconds)).where(of_study)
-    spent = 0.0
-    for start, busy in connection.execute(running.union_all(ended)):
-        spent += (busy or 0.0) if start is None else max(0.0, (now - start).total_seconds())
-    return spent >= budget.gpu_seconds
+    used = sa.select(_run.worker_id, _run.started_at, _run.busy_seconds).where(of_study, _run.started_at.is_not(None))
+    uses = (
+        Use(worker, start, max(0.0, (now - start).total_seconds()) if busy is None else busy)
+        for worker, start, busy in connection.execute(used)
+    )
+    return device_seconds(uses) >= budget.gpu_seconds
 
 
 def _next_waiting(study_name: str) -> sa.Select[tuple[object, ...]]:

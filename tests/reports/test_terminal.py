@@ -9,11 +9,12 @@ import pytest
 from rich.console import Console, RenderableType
 
 from mathverify_sweep.metrics import Interval
-from mathverify_sweep.reports import rows, terminal
-from mathverify_sweep.reports.models import StatusReport
+from mathverify_sweep.reports import rows, terminal, verifiers
+from mathverify_sweep.reports.models import ComparedPair, ComparedRuns, StatusReport
+from mathverify_sweep.resampling import Comparison
 from mathverify_sweep.states import RunState
 from mathverify_sweep.study.study import open_study
-from tests.example_study import NAME, Player, example_database, metrics
+from tests.example_study import NAME, Player, example_database
 
 
 def printed(renderable: RenderableType) -> str:
@@ -50,10 +51,14 @@ def test_the_leaderboard_shows_intervals_baselines_and_settings(report: StatusRe
     assert f"{board.rows[0].name}: learning_rate=" in text
 
 
-def test_figures_of_one_model_and_a_difference_are_sentences_and_tables() -> None:
-    assert "0.9000 [0.881, 0.919]" in printed(terminal.metrics(metrics(0.9)))
-    assert "excludes 0" in printed(terminal.difference(Interval(0.02, 0.01, 0.03), "a1", "b2"))
-    assert "includes 0" in printed(terminal.difference(Interval(0.02, -0.01, 0.03), "a1", "b2"))
+@pytest.mark.parametrize(("low", "said"), [(0.01, "excludes 0"), (-0.01, "includes 0: no clear winner")])
+def test_a_comparison_says_whether_there_is_a_winner_and_where_they_agree(low: float, said: str) -> None:
+    comparison = Comparison(Interval(0.02, low, 0.03), 0.04, 0.9, 1_700, 120, 80, 100)
+    pair = ComparedPair(first="a1", second="b2", comparison=comparison)
+    found = ComparedRuns(split="test", rows=2_000, questions=400, pairs=(pair,))
+    text = " ".join(printed(verifiers.compared(found)).split())
+    assert f"accuracy of a1 minus b2: +2.00 points [{100 * low:+.2f}, +3.00], p = 0.04, the interval {said}" in text
+    assert "90.0 % 1,700 120 80 100" in text
 
 
 def test_watching_tells_each_run_that_ends_once(tmp_path: Path) -> None:

@@ -34,9 +34,11 @@ def study(engine: Engine) -> Engine:
     return engine
 
 
-def start(engine: Engine, spec: RunSpec, trial: int = 0, budget: Budget = ENDLESS) -> Claim:
-    """A run of ANN that trains."""
-    claim = runs.reserve(engine, "s", ANN, budget, NOW)
+def start(
+    engine: Engine, spec: RunSpec, trial: int = 0, budget: Budget = ENDLESS, worker: WorkerIdentity = ANN
+) -> Claim:
+    """A run that trains, ANN's or that of another worker."""
+    claim = runs.reserve(engine, "s", worker, budget, NOW)
     assert claim is not None
     assert runs.attach(engine, claim, trial, spec.model_copy(update={"trial_number": trial}))
     return claim
@@ -81,9 +83,12 @@ def test_a_budget_counts_trials_not_attempts_stages_or_released_reservations(stu
 
 
 def test_gpu_time_is_that_of_ended_runs_and_of_running_ones_so_far(study: Engine, spec: RunSpec) -> None:
+    """Two runs of ANN shared her GPU, so its time counts once."""
     hundred = Budget(None, 100.0, None)
-    runs.finish(study, start(study, spec), FINISHED, later(60))
-    start(study, spec, trial=1)
+    both = [start(study, spec), start(study, spec, trial=2)]
+    for run in both:
+        runs.finish(study, run, FINISHED, later(60))
+    start(study, spec, trial=1, worker=BOB)
     last = runs.reserve(study, "s", BOB, hundred, later(39))
     assert last is not None
     runs.release(study, last)
