@@ -15,6 +15,7 @@ from mathverify_sweep import metrics
 from mathverify_sweep.reports import draw
 from mathverify_sweep.reports.models import PromotionRow, RunRow, StatusReport, TrialRow
 from mathverify_sweep.reports.rows import best_promoted, ranked
+from mathverify_sweep.specs import Objective
 from mathverify_sweep.states import RunState
 
 ENDED_FIRST = (RunState.COMPLETE, RunState.PRUNED, RunState.FAIL, RunState.RUNNING)
@@ -76,7 +77,7 @@ def promotion(report: StatusReport) -> Panel | None:
     if not traces:
         return None
     figure = draw.figure(traces, "training rows", "accuracy")
-    _baseline_lines(figure, report)
+    _baseline_lines(figure, report, "validation_accuracy")
     caption = "The open marker is the trial, the line its promotion, stage by stage; bars are 95 % intervals."
     return Panel("promotion", "Trial against promoted result", caption, figure)
 
@@ -96,7 +97,7 @@ def history(report: StatusReport) -> Panel | None:
         line = {"color": draw.BLUE, "width": 1.5, "shape": "hv"}
         traces.append(go.Scatter(x=numbers, y=best, mode="lines", name="best so far", line=line, hoverinfo="skip"))
     figure = draw.figure(traces, "trial", draw.words(report.objective))
-    _baseline_lines(figure, report)
+    _baseline_lines(figure, report, report.objective)
     caption = "Of trials that did not finish, the value at their last rung."
     return Panel("history", "History", caption, figure)
 
@@ -242,9 +243,10 @@ def _end_of(trial: TrialRow) -> list[tuple[int, float]]:
     return [(trial.rows_seen, trial.value)] if trial.metrics and trial.value is not None else []
 
 
-def _baseline_lines(figure: Any, report: StatusReport) -> None:
+def _baseline_lines(figure: Any, report: StatusReport, of: Objective) -> None:
+    """What the baselines reach in the figure's own terms."""
     for dash, (name, found) in zip(BASELINE_DASHES, report.baselines.items(), strict=False):
-        value = metrics.objective_value(found, report.objective)
+        value = metrics.objective_value(found, of)
         figure.add_hline(y=value, line={"dash": dash, "color": draw.GREY, "width": 1})
         figure.add_trace(draw.in_legend(f"{draw.words(name)} {value:.3f}", dash))
 

@@ -99,6 +99,18 @@ def test_a_study_without_trials_and_one_with_nothing_complete_still_have_a_page(
     engine.dispose()
 
 
+def test_baselines_are_drawn_in_the_terms_of_each_figure(database: Engine) -> None:
+    """Trials ranked by log-loss, promotions shown by accuracy."""
+    report = rows.status(database, NAME).model_copy(update={"objective": "validation_log_loss"})
+    majority = report.baselines["majority"]
+    expected = {"promotion": majority.accuracy, "history": majority.log_loss}
+    for panel in figures.panels(report, {}):
+        if panel.key in expected:
+            names = [trace.name for trace in panel.figure.data]
+            assert f"majority {expected.pop(panel.key):.3f}" in names
+    assert not expected
+
+
 def test_slices_offer_every_parameter_and_scale_each_axis(database: Engine) -> None:
     panel = figures.slices(rows.status(database, NAME))
     assert panel is not None
