@@ -162,12 +162,13 @@ def crashes(stage: Stage, _door: Door) -> None:
 
 
 def bad_gpu(stage: Stage, _door: Door) -> None:
-    """One GPU on which every trial fails, beside one that works."""
-    stage.fleet.start(0)
-    stage.wait_until("the good GPU has a result", lambda: any(run.state is RunState.COMPLETE for run in stage.runs()))
+    """One GPU on which every trial fails, beside one that works, which leaves it the trials that it is to burn."""
+    good = stage.fleet.start(0, "--count", "1")
+    stage.wait_until("the good GPU has a result", lambda: not good.lives)
     bad = stage.fleet.start(7, faults={"*": "crash"})
     stage.wait_until("the worker of the bad GPU gives up", lambda: not bad.lives)
     bad.hurt = True
+    stage.fleet.start(0)
     stage.wait_until_done()
     burnt = [run for run in stage.runs() if run.end_reason is EndReason.CRASHED]
     _require("quarantine" in bad.printed(), f"it does not say why:\n{bad.printed()[-500:]}")
