@@ -29,7 +29,7 @@ install: $(VENV)/dev.stamp  ## everything that development needs, in .venv
 test: $(VENV)/dev.stamp  ## the tests that take seconds, on SQLite and on PostgreSQL
 	@$(PYTEST) -m "not slow and not gpu and not faults" -n $(JOBS) --dist worksteal
 
-test-long: test-faults  ## the tests that take minutes: test-faults, the quickstart, the wheel, the images' install steps
+test-long: $(VENV)/dev.stamp  ## the tests that take minutes: the quickstart, the wheel, the images' install steps
 	@$(PYTEST) -m "slow and not gpu"
 
 # The first one waits for ten minutes; the two others do the rest beside it.
