@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 import select
+import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -26,6 +28,8 @@ from mathverify_sweep.store.tables import REVISION, VERSION_TABLE
 
 SQLITE_BUSY_SECONDS = 60
 """How long a transaction waits for the write lock; the workers of a machine take turns on it."""
+SQLITE_RETRY_SECONDS = 0.02
+"""How soon write-ahead logging is asked for again where others do the same."""
 POSTGRES_CONNECT_SECONDS = 10
 POSTGRES_LOCK_SECONDS = 30
 """How long a statement waits for a row that another transaction holds. Ours hold one for milliseconds."""
@@ -228,8 +232,14 @@ def _connect_args(dialect: str) -> dict[str, int]:
 def _set_pragmas(connection: Any, _record: object) -> None:
     connection.isolation_level = None  # the driver begins nothing by itself, so that `_begin_immediate` can
     connection.execute(f"PRAGMA busy_timeout = {SQLITE_BUSY_SECONDS * 1000}")
-    if connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
-        connection.execute("PRAGMA journal_mode = WAL")
+    deadline = time.monotonic() + SQLITE_BUSY_SECONDS
+    while connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError:  # others open the new file too: SQLite waits for any lock but this one
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(SQLITE_RETRY_SECONDS)
 
 
 def _set_timeouts(connection: Any, _record: object) -> None:

@@ -43,6 +43,8 @@ AWAY_SECONDS = 0.5, 8.0
 """The same for a database that is away; never above a quarter of the lease period, so that all are back in time."""
 REST_SECONDS = 3.0
 """A pause that is worth giving connections back for: each takes a server and its client 8 ms to make."""
+CURVE_SECONDS = 10.0
+"""How long a point of a curve waits for others to be said with, at most."""
 SLOW_SECONDS = 5.0
 """A database that has not answered for this long counts as away: SQLite waits a minute for a lock before it says so."""
 
@@ -286,11 +288,13 @@ class Clerk:
             self._study.rest()
 
     def _until_next(self) -> float:
-        """Seconds until something is due that nobody rings for."""
+        """Seconds until something is due that nobody rings for, points of curves among them."""
         now = time.monotonic()
         renewal = self._options.lease_seconds / 3
         due = [renewed_at + renewal for _claim, renewed_at in self._held.values()]
         due.append(self._looked_at + renewal)
+        if self._held:
+            due.append(now + CURVE_SECONDS)
         if self._asked_for:
             due.append(self._asked_at + self._idle_seconds)
         return max(0.0, min(due) - now)

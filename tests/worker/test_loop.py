@@ -61,8 +61,12 @@ def test_runs_that_died_together_are_tried_alone_so_that_a_fault_of_the_code_sto
     assert len(report.trials) == 3
 
 
-def test_sigterm_in_the_middle_of_several_runs_hands_all_of_them_back(shell: Shell) -> None:
-    worker = shell.worker("--engine", "rehearsal", "--slots", "3")
+def test_sigterm_in_the_middle_of_several_runs_hands_all_of_them_back(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as long:
+        long.setenv("MVSWEEP_REHEARSAL_SECONDS", "60")  # none is over before the signal, however slow this machine
+        worker = shell.worker("--engine", "rehearsal", "--slots", "3")
     shell.wait_until(lambda report: len(report.running) == 3)
 
     worker.send_signal(signal.SIGTERM)
