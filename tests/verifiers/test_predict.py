@@ -48,6 +48,7 @@ def start(shop: Shop, run: RunRecord, data: Path, target: Path) -> subprocess.Po
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
+@pytest.mark.slow
 def test_a_killed_prediction_goes_on_and_writes_the_same_file(
     shop: Shop, trio: list[RunRecord], tmp_path: Path
 ) -> None:
