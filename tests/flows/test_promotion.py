@@ -13,6 +13,7 @@ from mathverify_sweep.store.database import connect
 from tests.flows.commands import SWEEP, Shell, ended
 
 
+@pytest.mark.slow
 def test_the_best_trial_is_promoted_once_through_three_cumulative_stages(tmp_path: Path) -> None:
     sweep = SWEEP.replace("trials: 4", "trials: 2")
     shell = Shell.at(tmp_path, f"sqlite:///{tmp_path / 'mvsweep.sqlite3'}", sweep)

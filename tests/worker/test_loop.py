@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -83,10 +84,11 @@ def test_an_engine_that_is_killed_while_it_loads_is_started_again(shell: Shell, 
     worker = shell.worker("--engine", "rehearsal", "--count", "1")
     seen: set[int] = set()
     while len(seen) < kills:
-        for process in psutil.Process(worker.pid).children():
-            if process.pid not in seen and any("worker.child" in word for word in process.cmdline()):
-                process.kill()
-                seen.add(process.pid)
+        with suppress(psutil.NoSuchProcess):  # what was killed a moment ago
+            for process in psutil.Process(worker.pid).children():
+                if process.pid not in seen and any("worker.child" in word for word in process.cmdline()):
+                    process.kill()
+                    seen.add(process.pid)
 
     log = ended(worker, code)
 
