@@ -63,7 +63,10 @@ class PrunerConfig(Frozen):
         "asha", description="`asha` (successive halving), `hyperband`, `median`, or `none`"
     )
     min_rows: int | None = Field(
-        None, ge=1, description="rows seen at the first rung; an eighth of data.train_rows when absent"
+        None,
+        ge=1,
+        description="rows seen at the first rung; an eighth of data.train_rows when absent. `none`: report every so "
+        "many rows, and prune nothing; no reports when absent",
     )
     reduction_factor: int = Field(
         2, ge=2, description="`asha`, `hyperband`: each rung is this many times the one before, and keeps this fraction"
@@ -219,11 +222,11 @@ class SweepConfig(Frozen):
 
     @property
     def rungs(self) -> tuple[int, ...]:
-        """Rows seen at which a trial reports, below the trial's rows: geometric, or even for the median pruner."""
+        """Rows seen at which a trial reports, below data.train_rows: geometric, or even where nothing is halved."""
         rows, first = self.data.train_rows, self.first_rung
-        if self.pruner.type == "none":
+        if self.pruner.type == "none" and self.pruner.min_rows is None:
             return ()
-        if self.pruner.type == "median":
+        if self.pruner.type in ("median", "none"):
             return tuple(range(first, rows, first))
         found = []
         while first < rows:
@@ -243,6 +246,7 @@ class SweepConfig(Frozen):
 
     def trial_spec(self, trial_number: int, params: TrainParams, data_fingerprint: str) -> RunSpec:
         """The fully resolved input of a trial."""
+        rows = min(self.data.train_rows, params.max_steps * params.effective_batch_size or self.data.train_rows)
         return RunSpec(
             study_name=self.study,
             trial_number=trial_number,
@@ -251,8 +255,8 @@ class SweepConfig(Frozen):
             data_fingerprint=data_fingerprint,
             prompt_texts=self.prompts,
             params=params,
-            train_rows=self.data.train_rows,
+            train_rows=rows,
             objective=self.objective,
-            rungs=self.rungs,
+            rungs=tuple(rung for rung in self.rungs if rung < rows),
             **self.training.model_dump(),
         )

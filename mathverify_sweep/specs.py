@@ -96,6 +96,12 @@ class TrainParams(Frozen):
     effective_batch_size: int = Field(
         32, ge=1, le=4096, description="rows per optimizer step, whatever the micro-batch"
     )
+    max_steps: int = Field(
+        0,
+        ge=0,
+        description="optimizer steps of a trial, which then sees so many effective batches of data.train_rows at most "
+        "(0: all of them, once)",
+    )
     warmup_steps: float = Field(
         0.05, ge=0, description="below 1 a share of all optimizer steps, from 1 on a number of steps"
     )

@@ -25,7 +25,7 @@ YAML = (".yaml", ".yml")
 MAX_PROBLEMS = 50
 """Problems of a file that are told; of more than these, a person mends the first and looks again."""
 MAX_RUNGS = 1_000
-"""Reports of one trial to the median pruner; each is asked of the database."""
+"""Reports of one trial at even rungs; each is asked of the database."""
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> SweepConfig:
@@ -44,30 +44,34 @@ def load(path: Path, overrides: Sequence[str] = ()) -> SweepConfig:
 
 def read_as(name: str | Path) -> tuple[str, ...]:
     """What each key of a W&B sweep file is read as, a line each; none for a sweep file of ours. Raises ConfigError."""
-    raw = read_yaml(Path(name)) if Path(name).suffix in YAML else {}
+    path = _path(str(name))
+    raw = read_yaml(path) if path is not None else {}
     return tuple(wandb_sweep.read(raw, str(name))[1]) if wandb_sweep.looks_like(raw) else ()
 
 
 def find(name: str, overrides: Sequence[str] = ()) -> SweepConfig | None:
     """The sweep file at a path, or one that ships with the package by its name; None when `name` is neither."""
-    path = Path(name)
-    if path.suffix in YAML:
-        return load(path, overrides)
-    shipped = {file.stem: file for file in _shipped()}.get(str(name))
-    return load(shipped, overrides) if shipped is not None else None
+    path = _path(name)
+    return load(path, overrides) if path is not None else None
 
 
 def require(name: str, overrides: Sequence[str] = ()) -> SweepConfig:
     """`find`, or a ConfigError that names the sweep files that ship with the package."""
     config = find(name, overrides)
     if config is None:
-        there = ", ".join(file.stem for file in _shipped())
+        there = ", ".join(_shipped())
         raise ConfigError(name[:120], [f"must be a path that ends in .yaml, or a sweep file that ships here: {there}."])
     return config
 
 
-def _shipped() -> list[Path]:
-    return sorted(paths.sweeps_folder().glob("*.yaml"))
+def _path(name: str) -> Path | None:
+    return Path(name) if Path(name).suffix in YAML else _shipped().get(name)
+
+
+def _shipped() -> dict[str, Path]:
+    """The sweep files that ship with the package by their names: `quickstart`, `published/000/sweep`."""
+    folder = paths.sweeps_folder()
+    return {str(file.relative_to(folder).with_suffix("")): file for file in sorted(folder.rglob("*.yaml"))}
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -235,7 +239,7 @@ def _across_sections(config: SweepConfig) -> list[str]:
     first, rows = config.first_rung, config.data.train_rows
     if first >= rows and config.pruner.type != "none":
         problems.append(f"pruner.min_rows: must be below data.train_rows ({rows}), got {first}. Lower it.")
-    if config.pruner.type == "median" and rows // first > MAX_RUNGS:
+    if config.pruner.type in ("median", "none") and rows // first > MAX_RUNGS:
         problems.append(f"pruner.min_rows: a trial has at most {MAX_RUNGS:,} rungs, got {rows // first:,}. Raise it.")
     points = config.space.grid_size if config.sampler.type == "grid" else 0
     if points is None:

@@ -9,6 +9,7 @@ import pytest
 from mathverify_sweep import sweep_file
 from mathverify_sweep.config import SweepConfig
 from mathverify_sweep.errors import ConfigError
+from mathverify_sweep.specs import TrainParams
 
 BROKEN = {
     "a misspelt key and a misspelt axis": (
@@ -218,6 +219,21 @@ def test_a_good_file_means_what_it_says(tmp_path: Path) -> None:
     assert config.rungs == (100, 200, 300, 400, 500, 600, 700)
     assert config.promotion.stages == (1000, 0.5, "all")
     assert SweepConfig.model_validate_json(config.model_dump_json()).model_dump() == config.model_dump()
+
+
+def test_a_trial_with_max_steps_sees_so_many_effective_batches_and_reports_no_later(tmp_path: Path) -> None:
+    config = loaded(tmp_path, "study: s\ndata: {train_rows: 800}\npruner: {min_rows: 100}\n")
+    specs = [
+        config.trial_spec(0, TrainParams(max_steps=steps, effective_batch_size=16), "f") for steps in (0, 20, 50, 51)
+    ]
+    assert [spec.train_rows for spec in specs] == [800, 320, 800, 800]
+    assert [spec.rungs for spec in specs] == [(100, 200, 400), (100, 200), (100, 200, 400), (100, 200, 400)]
+
+
+def test_without_a_pruner_a_trial_reports_where_the_file_says_so(tmp_path: Path) -> None:
+    text = "study: s\ndata: {train_rows: 800}\npruner: {type: none}\n"
+    assert loaded(tmp_path, text).rungs == ()
+    assert loaded(tmp_path, text, "pruner.min_rows=250").rungs == (250, 500, 750)
 
 
 def test_an_override_says_more_than_the_file(tmp_path: Path) -> None:

@@ -36,7 +36,8 @@ def plan(trial: RunSpec, available: int, settings: PromotionConfig) -> tuple[Pla
     `available`: training rows that there are. Raises StudyError when they do not fill the plan.
     """
     seed = trial.seed if settings.seed is None else settings.seed
-    base = _changed(trial, rungs=(), start_from=(), seed=seed, least_gain=settings.least_gain)
+    # A stage is as long as its plan says, not as its trial was.
+    base = _changed(trial, rungs=(), start_from=(), seed=seed, least_gain=settings.least_gain, params={"max_steps": 0})
     if settings.plan == "rounds":
         stages = _rounds(base, available, settings.rounds)
     else:

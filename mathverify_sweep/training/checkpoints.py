@@ -153,6 +153,7 @@ def mathematics(order: Order) -> str:
     """A digest of all that decides the weights after so many rows, and of nothing that only decides how fast.
 
     Not of the study's name, the rungs or the micro-batch: an attempt with a smaller one goes on from a larger one's.
+    Nor of `max_steps`, which `train_rows` has in it.
     Raises ModelError when the start adapter is not there.
     """
     spec = order.spec
@@ -160,7 +161,7 @@ def mathematics(order: Order) -> str:
     decisive = spec.model_dump(mode="json", include={"train_rows"})
     # Where they are as they always were, so are the digests.
     decisive |= spec.model_dump(mode="json", include=selected, exclude_defaults=True)
-    return _digest(order, decisive, spec.params.model_dump(mode="json"))
+    return _digest(order, decisive, spec.params.model_dump(mode="json", exclude={"max_steps"}))
 
 
 def trunk_mathematics(order: Order, rows_seen: int) -> str:
@@ -170,7 +171,8 @@ def trunk_mathematics(order: Order, rows_seen: int) -> str:
     spec = order.spec
     cuts = (*spec.blocks, spec.train_rows)
     begun = next((n for n, cut in enumerate(cuts, 1) if spec.epochs * cut >= rows_seen), len(cuts))
-    params = spec.params.model_dump(mode="json", exclude={"lr_scheduler_type", "lr_decay_share", "lr_num_cycles"})
+    open_still = {"lr_scheduler_type", "lr_decay_share", "lr_num_cycles", "max_steps"}
+    params = spec.params.model_dump(mode="json", exclude=open_still)
     return _digest(order, {"trunk": cuts[:begun], "epochs": spec.epochs}, params)
 
 

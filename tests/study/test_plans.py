@@ -45,6 +45,11 @@ def test_cumulative_stages_take_more_and_more_rows_from_the_best_adapter_so_far(
     assert all(sorted(met(s.spec)) == list(range(s.spec.train_rows)) for s in stages)
 
 
+def test_a_stage_is_as_long_as_the_plan_says_whatever_its_trial_was(spec: RunSpec) -> None:
+    short = spec.model_copy(update={"params": spec.params.model_copy(update={"max_steps": 3}), "train_rows": 96})
+    assert planned(short) == planned(spec)
+
+
 def test_sequential_stages_take_what_is_new_from_the_last_adapter(spec: RunSpec) -> None:
     stages = planned(spec, plan="sequential")
     assert builds_on(stages) == [(None, (), None), (0, (0,), None), (1, (1,), None), (2, (2,), None)]
