@@ -49,6 +49,19 @@ def load(text: str, where: str) -> Any:
     return loaded
 
 
+def dump(values: dict[str, Any]) -> str:
+    """Plain values as a YAML 1.2 text, in their order."""
+    from ruamel.yaml import YAML
+
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = None  # what has no mapping or list in it goes on one line
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    yaml.width = 120
+    text = io.StringIO()
+    yaml.dump(values, text)
+    return text.getvalue()
+
+
 def _count_events(events: Any, where: str) -> None:
     """The parser keeps its own stack, so that this is safe for any depth; the composer, which comes next, recurses."""
     depth = 0

@@ -117,14 +117,20 @@ def promotion(config: SweepConfig, overrides: Sequence[str]) -> PromotionConfig:
 
 def read_table(path: Path) -> list[dict[str, Any]]:
     """A CSV with one setting a row and one axis a column, empty cells left out; values read as YAML."""
+    rows = read_cells(path)
+    return [{axis: safe_yaml.load(text, f"{path}: {axis}") for axis, text in row.items() if text} for row in rows]
+
+
+def read_cells(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV as texts, by the names in its first line. Raises ConfigError."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(str(path), [f"cannot be read as CSV: {error}"]) from None
     if any(None in row or None in row.values() for row in rows):
-        raise ConfigError(str(path), ["every row must have as many cells as the first line has axes."])
-    return [{axis: safe_yaml.load(text, f"{path}: {axis}") for axis, text in row.items() if text} for row in rows]
+        raise ConfigError(str(path), ["every row must have as many cells as the first line has columns."])
+    return rows
 
 
 def known_axes() -> tuple[str, ...]:

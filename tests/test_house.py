@@ -21,7 +21,8 @@ from mathverify_sweep import sweep_file
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "mathverify_sweep"
 MODULES = sorted(PACKAGE.rglob("*.py"))
-FOLDERS = ("*.md", "docker/*.md", "storage/*.md", "sweeps/*.md", "docs/**/*.md")
+FOLDERS = ("*.md", "docker/*.md", "storage/*.md", "sweeps/**/*.md", "docs/**/*.md")
+GROUPS = ("data", "import")  # of commands
 DOCUMENTS = sorted(path for pattern in FOLDERS for path in ROOT.glob(pattern))
 TRAINING = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate")
 # Imported where they are used: who does not use them neither waits for them nor needs them.
@@ -95,7 +96,7 @@ def test_nothing_outside_training_imports_a_heavy_library_at_its_top() -> None:
 # True documents
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "sweeps").glob("*.yaml")), ids=_name)
+@pytest.mark.parametrize("path", sorted((ROOT / "sweeps").rglob("*.yaml")), ids=_name)
 def test_every_sweep_file_that_ships_is_valid(path: Path) -> None:
     config = sweep_file.load(path)
     assert config.study
@@ -124,9 +125,8 @@ def test_commands_in_documents_exist_with_their_options(path: Path) -> None:
         if words[0] == "make":
             assert [word for word in words[1:] if "=" not in word and word not in targets] == [], command
         if words[0] == "mvsweep":
-            name = next((word for word in words[1:] if not word.startswith("-")), "")
             options = [word.split("=")[0] for word in words[1:] if re.match(r"--?[a-z]", word)]
-            help_text = _help(name)
+            help_text = _help(*_command_of(words[1:]))
             assert [option for option in options if not re.search(rf"(?<![\w-]){option}\b", help_text)] == [], command
 
 
@@ -158,10 +158,16 @@ def _commands(markdown: str, *, run_only: bool) -> Iterator[str]:
                 yield line.removeprefix("$ ").strip()
 
 
+def _command_of(words: list[str]) -> list[str]:
+    """The command that words begin with: one word, or two where the first names a group."""
+    named = [word for word in words if not word.startswith("-")]
+    return named[: 2 if named and named[0] in GROUPS else 1]
+
+
 @cache
-def _help(command: str) -> str:
+def _help(*command: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", "mathverify_sweep", *([command] if command else []), "--help"],
+        [sys.executable, "-m", "mathverify_sweep", *command, "--help"],
         cwd=ROOT, env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, f"mvsweep {command}: {done.stderr}"

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from mathverify_sweep import __version__
-from mathverify_sweep.cli import chaos, data, operations, results, studies, verifiers, workers
+from mathverify_sweep.cli import chaos, data, imports, operations, results, studies, verifiers, workers
 from mathverify_sweep.cli.shared import console
 from mathverify_sweep.errors import MvsweepError
 
@@ -53,6 +53,11 @@ for command in (
 data_app = typer.Typer(no_args_is_help=True, help="Make labelled rows.")
 data_app.command()(data.build)
 app.add_typer(data_app, name="data")
+
+import_app = typer.Typer(no_args_is_help=True, help="Bring in what is known from elsewhere.")
+import_app.command("wandb-sweep")(imports.wandb_sweep)
+import_app.command()(imports.table)
+app.add_typer(import_app, name="import")
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ from mathverify_sweep.errors import StudyError
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine as Database
 
+    from mathverify_sweep.config import SweepConfig
     from mathverify_sweep.study.study import StudyHandle
 
 console = Console()
@@ -46,6 +47,10 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key: `--set budget.trials=4`."),
 ]
+Smoke = Annotated[
+    bool,
+    typer.Option("--smoke", help="Small: the built-in model, 64 generated rows, two trials; under a name of its own."),
+]
 _DATABASE = "Database: `sqlite:///FILE` or `postgresql://USER:PASSWORD@HOST/NAME`."
 Storage = Annotated[str, typer.Option("--storage", envvar="OPTUNA_STORAGE", metavar="URL", help=_DATABASE)]
 Output = Annotated[
@@ -53,6 +58,15 @@ Output = Annotated[
 ]
 As = Annotated[Format, typer.Option("-f", "--format", help="A table for people, or JSON for programs.")]
 DEFAULT_STORAGE = f"sqlite:///{paths.DEFAULT_DATABASE}"
+
+
+def read_config(file: str, overrides: list[str] | None, small: bool) -> SweepConfig:
+    """The sweep file, overridden, and made small if that is wanted."""
+    from mathverify_sweep import sweep_file
+    from mathverify_sweep.smoke import smoke
+
+    config = sweep_file.require(file, overrides or ())
+    return smoke(config) if small else config
 
 
 def open_database(url: str) -> Database:

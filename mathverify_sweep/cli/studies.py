@@ -13,22 +13,24 @@ from mathverify_sweep.cli.shared import (
     As,
     Format,
     Overrides,
+    Smoke,
     Storage,
     Study,
     SweepFile,
     console,
     open_database,
     open_study,
+    read_config,
     show,
 )
 
 
-def check(file: SweepFile, overrides: Overrides = None, form: As = Format.table) -> None:
+def check(file: SweepFile, overrides: Overrides = None, smoke: Smoke = False, form: As = Format.table) -> None:
     """Validate a sweep file; show its search space, splits and rows. Writes nothing."""
     from mathverify_sweep import sweep_file
     from mathverify_sweep.reports import checked
 
-    found = checked.check(sweep_file.require(file, overrides or ()), sweep_file.read_as(file))
+    found = checked.check(read_config(file, overrides, smoke), sweep_file.read_as(file))
     show(form, checked.rendered(found), found)
 
 

@@ -15,12 +15,14 @@ from mathverify_sweep.cli.shared import (
     DEFAULT_STORAGE,
     Output,
     Overrides,
+    Smoke,
     Storage,
     SweepFile,
     console,
     log_to_stderr,
     open_database,
     open_study,
+    read_config,
     write_report,
 )
 from mathverify_sweep.errors import StudyError
@@ -153,14 +155,18 @@ def run(
     workers: Annotated[int, typer.Option(help="Worker processes on this machine, GPUs dealt in turn.", min=1)] = 1,
     device: Annotated[str | None, typer.Option(help="`cpu` or `cuda`; without it GPUs if there are any.")] = None,
     overrides: Overrides = None,
+    smoke: Smoke = False,
 ) -> None:
-    """The whole job on this machine: create, work with N workers, promote the best, write the report. Resumable."""
-    from mathverify_sweep import actions, sweep_file
+    """The whole job on this machine: create, work with N workers, promote the best, write the report. Resumable.
+
+    `--smoke` runs all of a file's parts on a CPU in less than a minute; its figures mean nothing.
+    """
+    from mathverify_sweep import actions
     from mathverify_sweep.reports import rows, terminal
     from mathverify_sweep.store import database as storage_page
     from mathverify_sweep.worker import local
 
-    config = sweep_file.require(file, overrides or ())
+    config = read_config(file, overrides, smoke)
     database = open_database(storage)
     actions.create(database, config)
     job = local.Job(config.study, storage, output.resolve(), workers, device)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -32,7 +32,7 @@ from mathverify_sweep.store.device_time import Use, device_seconds
 from mathverify_sweep.store.runs import Point, RunRecord
 from mathverify_sweep.study import views
 from mathverify_sweep.study.artifacts import WANDB
-from mathverify_sweep.study.views import TrialView
+from mathverify_sweep.study.views import IMPORTED, TrialView
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine as Database
@@ -134,7 +134,18 @@ def _trial(view: TrialView, attempts: Sequence[RunRecord], said: _Said, train_ro
     """State and parameters are Optuna's word, the rest is ours."""
     link = view.user_attrs.get(WANDB)
     row = _run(attempts, said, train_rows) | {"state": view.state}
+    if view.ran_elsewhere:
+        row |= {"value": view.value}
+    row["message"] = row["message"] or _origin(view.user_attrs.get(IMPORTED))
     return TrialRow(**row, number=view.number, params=view.params, wandb=None if link is None else str(link))
+
+
+def _origin(imported: Mapping[str, Any] | None) -> str:
+    if imported is None:
+        return ""
+    said = ", ".join(f"{column} {cell}" for column, cell in imported["cells"].items())
+    score = "" if imported["score"] is None else f", {imported['score']} there"
+    return f"imported from {imported['file']}, row {imported['row']}{score}" + (f": {said}" if said else "")
 
 
 def _run(attempts: Sequence[RunRecord], said: _Said, train_rows: int) -> dict[str, Any]:

@@ -40,7 +40,7 @@ from mathverify_sweep.study.storage import (
     set_user_attrs,
     storage_errors,
 )
-from mathverify_sweep.study.views import TrialView, view
+from mathverify_sweep.study.views import IMPORTED, TrialView, view
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
@@ -294,7 +294,8 @@ class StudyHandle:
         except UpdateFinishedTrialError:
             return
         if enqueued := frozen.system_attrs.get("fixed_params"):
-            self._study.enqueue_trial(enqueued)
+            origin = {name: value for name, value in frozen.user_attrs.items() if name == IMPORTED}
+            self._study.enqueue_trial(enqueued, user_attrs=origin)
 
     def _trial(self, trial_number: int) -> Trial:
         return Trial(self._study, self._trial_id(trial_number))

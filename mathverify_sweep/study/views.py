@@ -17,6 +17,8 @@ from mathverify_sweep.study.storage import opened
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
 
+IMPORTED = "imported"
+"""The user attribute of a trial from elsewhere: file, row, score there, and the cells that are no setting."""
 MIN_TRIALS = 4
 """Complete trials below which importances would be a guess."""
 
@@ -32,6 +34,11 @@ class TrialView:
     intermediate: dict[int, float]
     duration: float | None
     user_attrs: dict[str, Any]
+
+    @property
+    def ran_elsewhere(self) -> bool:
+        """Whether it is complete by a score that was taken over: there is no run of it here."""
+        return self.state is RunState.COMPLETE and IMPORTED in self.user_attrs and "end_reason" not in self.user_attrs
 
 
 def trials(engine: Engine, name: str) -> list[TrialView]:

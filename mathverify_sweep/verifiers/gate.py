@@ -106,8 +106,7 @@ def finalists(database: Database, study: StudyHandle, top: int) -> list[_Runner]
     most = study.config.gate.finalists
     if most < top:
         raise StudyError(f"gate.finalists must be at least the {top} trials to choose, got {most}. Raise it.")
-    complete = sum(trial.state is RunState.COMPLETE for trial in study.trials())
-    best = promotion.select(study, max(top, complete))
+    best = promotion.select(study, max(top, len(promotion.complete(study))))
     models = {number: verifiers.model(verifiers.named(database, f"{study.config.study}:{number}")) for number in best}
     rows = verifiers.rows_of(models[best[0]], "validation")
     right = {number: _right(verifiers.kept_log_odds(database, models[number], "validation"), rows) for number in best}

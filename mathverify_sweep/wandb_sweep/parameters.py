@@ -48,7 +48,7 @@ def entry(axis: str, given: Mapping[str, Any]) -> tuple[Any, str]:
         advice = "Give `values` without probabilities." if "probabilities" in given else "Give min and max instead."
         raise Unreadable(".distribution", f"{kind} has no counterpart here. {advice}")
     if kind == "constant":
-        return _ours(axis, [given.get("value")])[0], ""
+        return ours(axis, [given.get("value")])[0], ""
     if kind == "categorical":
         return _categorical(axis, given.get("values"))
     if kind not in RANGES:
@@ -77,9 +77,8 @@ def _implied(given: Mapping[str, Any]) -> str:
 def _categorical(axis: str, values: Any) -> tuple[Any, str]:
     if not isinstance(values, Sequence) or isinstance(values, str) or not values:
         raise Unreadable(".values", f"must be a list of at least one value, got {values!r}.")
-    ours = _ours(axis, values)
-    once = list(dict.fromkeys(ours))
-    remark = ", each once" if len(once) < len(ours) else ""
+    once = list(dict.fromkeys(ours(axis, values)))
+    remark = ", each once" if len(once) < len(values) else ""
     return (once[0] if len(once) == 1 else {"choices": once}), remark
 
 
@@ -106,7 +105,7 @@ def _range(kind: str, given: Mapping[str, Any], *, whole: bool) -> tuple[dict[st
     return {"low": low, "high": high, **entry}, remark
 
 
-def _ours(axis: str, values: Iterable[Any]) -> list[Any]:
+def ours(axis: str, values: Iterable[Any]) -> list[Any]:
     """Values in our spelling; 8.0 is a whole number where the axis takes whole numbers."""
     names = VALUES.get(axis, {})
     whole = TrainParams.model_fields[axis].annotation is int
