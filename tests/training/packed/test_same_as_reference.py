@@ -87,6 +87,18 @@ def test_fifty_steps_are_those_of_the_trainer(
     assert apart < 1e-5
 
 
+def test_a_step_that_is_all_warm_up_trains_nothing(
+    place: Place, reference: ReferenceEngine, packed: PackedEngine, tmp_path: Path
+) -> None:
+    """Its learning rate is 0: this is how a sweep file has the untrained model as a trial."""
+    params = {"learning_rate": 1.0, "warmup_steps": 1, "weight_decay": 0.5, "prompt_loss_weight": 1.0}
+    both(reference, packed, fifty_steps(place, params, train_rows=3), tmp_path)
+    for engine in ("reference", "packed"):
+        made = {name: weight for name, weight in adapter_of(tmp_path / engine).items() if "lora_B" in name}
+        assert made
+        assert not any(weight.any() for weight in made.values())
+
+
 @pytest.mark.parametrize("batch", [1, 2, 16])
 def test_every_effective_batch_is_the_trainers(
     place: Place, reference: ReferenceEngine, packed: PackedEngine, tmp_path: Path, batch: int
