@@ -36,11 +36,21 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EncodedRow:
-    """The tokens before the verdict, the verdict, and which of the given rows this is."""
+    """The tokens before the verdict, the verdict, and which of the given rows this is.
+
+    A row that is to be written on instead of judged has `prompt_ids` up to the last token but one of its text, and that
+    last token as `end`; the last `learnt` of the tokens that follow another one are what it learns.
+    """
 
     prompt_ids: tuple[int, ...]
     is_correct: bool
     index: int
+    learnt: int = 1
+    end: int | None = None
+
+    def last(self, answers: tuple[int, int]) -> int:
+        """The token behind the others: the end, or else the verdict, by the tokens of False and True."""
+        return answers[self.is_correct] if self.end is None else self.end
 
 
 @dataclass(frozen=True)
@@ -85,10 +95,11 @@ def encode(rows: Sequence[Row], template_text: str, tokenizer: Tokenizer, max_le
 
 
 def digest(rows: Sequence[EncodedRow]) -> str:
-    """SHA-256 of rows in their order: the tokens and the verdict of each, and how many tokens it has."""
+    """SHA-256 of rows in their order: the tokens and the verdict or end of each, and how many tokens it has."""
     found = hashlib.sha256()
     for row in rows:
-        found.update(array("q", (len(row.prompt_ids), row.is_correct, *row.prompt_ids)).tobytes())
+        written = () if row.end is None else (row.learnt, row.end)
+        found.update(array("q", (len(row.prompt_ids), row.is_correct, *row.prompt_ids, *written)).tobytes())
     return found.hexdigest()
 
 

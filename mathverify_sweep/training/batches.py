@@ -49,11 +49,12 @@ def micro_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
 
 
 def total_weight(rows: Sequence[EncodedRow], prompt_loss_weight: float) -> float:
-    """What an effective batch's weighted loss is divided by: 1 per verdict, and the weight per predicted prompt token.
+    """What an effective batch's weighted loss is divided by: 1 per token that is learnt (of a row that is judged, the
+    verdict), and the weight per predicted prompt token.
 
     The first token of a prompt is predicted by nothing, so it does not count.
     """
-    return sum(1.0 + prompt_loss_weight * (len(row.prompt_ids) - 1) for row in rows)
+    return sum(row.learnt + prompt_loss_weight * (len(row.prompt_ids) - row.learnt) for row in rows)
 
 
 def _shuffled(block: Sequence[EncodedRow], spec: RunSpec, begin: int) -> list[EncodedRow]:

@@ -1,9 +1,9 @@
 """One epoch of TRL's SFTTrainer over rows in a given order, with our loss. Says what every optimizer step was like.
 
-The loss of an effective batch is sum(weight * cross entropy) / sum(weight) over all of it: the verdict's token weighs
-1, a prompt's tokens weigh `prompt_loss_weight`. The trainer meets one effective batch at a time and `training_step`
-cuts it into micro-batches whose losses simply add up, so nothing depends on how it is cut and nothing is divided twice.
-The last effective batch may be smaller; it is a step of its own.
+The loss of an effective batch is sum(weight * cross entropy) / sum(weight) over all of it: what is learnt, a verdict's
+token or those of a solution, weighs 1, a prompt's tokens weigh `prompt_loss_weight`. The trainer meets one effective
+batch at a time and `training_step` cuts it into micro-batches whose losses simply add up, so nothing depends on how it
+is cut and nothing is divided twice. The last effective batch may be smaller; it is a step of its own.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def train(base: BaseModel, model: PeftModel, spec: RunSpec, epoch: Epoch, after_
     with adapters.kept_in_their_dtype(model):
         trainer = VerdictTrainer(
             base=base,
-            weighted_prompts=spec.params.prompt_loss_weight > 0,
+            reads_all=spec.params.prompt_loss_weight > 0 or any(row.learnt > 1 for row in epoch.rows),
             model=model,
             args=arguments,
             processing_class=base.tokenizer,
@@ -82,9 +82,9 @@ class VerdictTrainer(SFTTrainer):
 
     loss_is_scaled_for_ga = True  # type: ignore[assignment]  # so the trainer divides by no number of micro-batches
 
-    def __init__(self, *, base: BaseModel, weighted_prompts: bool, **rest: Any) -> None:
+    def __init__(self, *, base: BaseModel, reads_all: bool, **rest: Any) -> None:
         self._base = base
-        self._weighted_prompts = weighted_prompts
+        self._reads_all = reads_all
         super().__init__(**rest)
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
@@ -96,7 +96,7 @@ class VerdictTrainer(SFTTrainer):
 
     def compute_loss(self, model: nn.Module, inputs: Any, *_: Any, **__: Any) -> Tensor:
         """This micro-batch's part of the effective batch's loss: its weights already are shares of the whole."""
-        read = self._all_log_probs if self._weighted_prompts else self._verdict_log_probs
+        read = self._all_log_probs if self._reads_all else self._verdict_log_probs
         with self._base.autocast():
             log_probs = read(model, inputs)
         weights: Tensor = inputs["weights"]
@@ -149,15 +149,24 @@ class _Collator:
     def _tensors(self, rows: Sequence[EncodedRow], whole: float) -> dict[str, Tensor]:
         ids = padded(rows, self._pad_id)
         positions = last_positions(rows, ids.shape[1])
-        targets = torch.tensor([self._answers[row.is_correct] for row in rows])
+        targets = torch.tensor([row.last(self._answers) for row in rows])
         weights = torch.full((len(rows),), 1.0 / whole)
-        if self._prompt_weight > 0:
-            within = [i * ids.shape[1] + j for i, row in enumerate(rows) for j in range(len(row.prompt_ids) - 1)]
-            prompt_positions = torch.tensor(within, dtype=torch.long)
-            positions = torch.cat([positions, prompt_positions])
-            targets = torch.cat([targets, ids.view(-1)[prompt_positions + 1]])
-            weights = torch.cat([weights, torch.full((len(within),), self._prompt_weight / whole)])
+        within = [weighed for i, row in enumerate(rows) for weighed in self._within(row, i * ids.shape[1])]
+        if within:
+            before = torch.tensor([position for position, _ in within])
+            positions = torch.cat([positions, before])
+            targets = torch.cat([targets, ids.view(-1)[before + 1]])
+            weights = torch.cat([weights, torch.tensor([weight / whole for _, weight in within])])
         return {"input_ids": ids, "positions": positions, "targets": targets, "weights": weights}
+
+    def _within(self, row: EncodedRow, start: int) -> list[tuple[int, float]]:
+        """Places of a row that begins at `start` behind which another of its tokens is asked for, each with what that
+        weighs."""
+        count = len(row.prompt_ids)
+        learnt = count - row.learnt
+        prompt = [(start + at, self._prompt_weight) for at in range(min(learnt, count - 1))]
+        solution = [(start + at, 1.0) for at in range(learnt, count - 1)]
+        return [*(prompt if self._prompt_weight > 0 else []), *solution]
 
 
 class _Steps(TrainerCallback):

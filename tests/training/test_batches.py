@@ -55,6 +55,12 @@ def test_rows_of_like_length_go_together() -> None:
     assert micro_batches([10, 2, 10, 2, 10, 2], 30) == [[0, 2, 4], [1, 3, 5]]
 
 
+def test_every_token_that_is_learnt_weighs_1() -> None:
+    row = EncodedRow(tuple(range(5)), True, 0, learnt=3, end=9)
+    assert total_weight([row], 0.0) == 3
+    assert total_weight([row], 0.5) == 3 + 0.5 * 2, "the last two of the five, and the end; two of the prompt"
+
+
 def test_a_prompt_weighs_by_the_tokens_that_are_predicted() -> None:
     assert total_weight(rows(5, 3), 0.0) == 2
     assert total_weight(rows(5, 3), 0.5) == 2 + 0.5 * (4 + 2)

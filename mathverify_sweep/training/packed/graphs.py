@@ -3,7 +3,7 @@
 A pass of a small model is thousands of kernels of some microseconds each, and to launch one from Python takes longer
 than to run it. A recorded pass has fixed numbers of tokens, rows and runs, so what is less is padded: with tokens that
 nobody reads, which belong to the last run and whose gradient is zero, and with runs that have no tokens. Not recorded
-are passes in which prompts are trained on.
+are passes in which more of a row is trained on than its verdict.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Graphs:
         """Adds each share's gradient to its run's and gives its loss; None when such a pass is not recorded."""
         tokens = next((size for size in self._sizes if size >= len(laid.ids)), None)
         fits = tokens is not None and laid.longest <= self._longest
-        if tokens is None or not fits or any(share.prompt_weight for share in shares):
+        if tokens is None or not fits or len(laid.read) >= len(laid.row_ends):
             return None
         rows = _rounded(len(laid.row_ends) + (tokens - len(laid.ids)) // self._longest + 1)
         runs = [share.weights for share in shares if share.weights is not None]

@@ -97,9 +97,10 @@ class Laid:
         owners = np.repeat(np.arange(len(shares)), [share.tokens for share in shares])
         wholes = np.array([share.whole or 1.0 for share in shares])
         weights = np.array([share.prompt_weight for share in shares])[owners]
-        weights[ends - 1] = 1.0
+        still_to_come = np.repeat(ends, lengths) - np.arange(ends[-1])
+        weights[still_to_come <= np.repeat([row.learnt for row in rows], lengths)] = 1.0
         targets = np.roll(ids, -1)
-        targets[ends - 1] = np.array(answers)[[int(row.is_correct) for row in rows]]
+        targets[ends - 1] = [row.last(answers) for row in rows]
         (read,) = weights.nonzero()
         return cls(
             ids=ids,

@@ -20,11 +20,13 @@ from mathverify_sweep.paths import token_budgets_file
 from mathverify_sweep.specs import BaseModelSpec, TrainParams
 from mathverify_sweep.specs import Optimizer as OptimizerName
 from mathverify_sweep.training import base
+from mathverify_sweep.training.batches import total_weight
 from mathverify_sweep.training.packed import measure, plan
 from mathverify_sweep.training.packed.model import PackedModel
 from mathverify_sweep.training.packed.optimizer import Optimizer
 from mathverify_sweep.training.packed.stream import Laid, Share, Stream, cut
 from mathverify_sweep.training.packed.weights import Weights
+from mathverify_sweep.training.trainer import Epoch, _Collator
 from tests.training.tiny_fixture import Place
 
 CPU = torch.device("cpu")
@@ -67,6 +69,23 @@ def test_cuts_are_about_equally_large() -> None:
 def test_a_row_longer_than_the_budget_goes_alone() -> None:
     assert sorted(map(len, cut(rows(5, 90, 5), 20))) == [1, 1, 1]
     assert cut([], 20) == []
+
+
+@pytest.mark.parametrize("prompt_weight", [0.0, 0.25])
+def test_a_stream_and_a_trainers_batch_ask_for_the_same_tokens_of_rows_that_learn_many(
+    place: Place, prompt_weight: float
+) -> None:
+    dice = random.Random(0)
+    given = [EncodedRow(tuple(dice.choices(range(300), k=n)), True, n, learnt=1 + n // 2, end=299) for n in (9, 7, 4)]
+    whole = total_weight(given, prompt_weight)
+    laid = Laid.of([Share(None, given, prompt_weight, whole)], (7, 8))
+    spec = place.spec(params={"prompt_loss_weight": prompt_weight})
+    collate = _Collator(base.load(spec.base_model, CPU), spec, Epoch(given, 10_000, Path()))
+    (batch,) = collate([{"row": number} for number in range(len(given))])["micro_batches"]
+    asked = sorted(zip(batch["targets"].tolist(), batch["weights"].tolist(), strict=True))
+    assert asked == sorted(zip(laid.targets.tolist(), laid.weights.tolist(), strict=True))
+    assert sum(weight for _, weight in asked) == pytest.approx(1)
+    assert len(asked) == sum(len(row.prompt_ids) if prompt_weight else row.learnt for row in given)
 
 
 def test_a_stream_is_its_rows_end_to_end() -> None:
