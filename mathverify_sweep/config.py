@@ -13,7 +13,17 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from mathverify_sweep import search_space
 from mathverify_sweep.search_space import SearchSpace
-from mathverify_sweep.specs import BaseModelSpec, DataSpec, Frozen, Objective, Quantization, RunSpec, TrainParams
+from mathverify_sweep.specs import (
+    BaseModelSpec,
+    DataKeys,
+    DataSpec,
+    Frozen,
+    Objective,
+    Quantization,
+    RunSpec,
+    Task,
+    TrainParams,
+)
 
 
 def _stage_size(value: object) -> object:
@@ -27,8 +37,8 @@ def _stage_size(value: object) -> object:
 StageSize = Annotated[int | float | str, BeforeValidator(_stage_size)]
 
 
-class DataConfig(DataSpec):
-    """`DataSpec`, and how many training rows a trial sees."""
+class DataConfig(DataKeys):
+    """`DataKeys`, and how many training rows a trial sees."""
 
     train_rows: int = Field(10_000, ge=1, description="training rows of a trial: the first ones of the nested order")
 
@@ -42,6 +52,11 @@ class TrainingConfig(Frozen):
         None, ge=16, description="padded tokens in one forward pass; absent: chosen for the device"
     )
     gradient_checkpointing: bool = Field(False, description="save memory, pay half the speed")
+    max_new_tokens: int = Field(
+        256,
+        ge=1,
+        description="solving: tokens of a generated solution, at most; an unfinished one mostly fails",
+    )
     seed: int = Field(0, ge=0, description="adapter initialisation, dropout and data order of every run")
 
 
@@ -188,7 +203,11 @@ class SweepConfig(Frozen):
     study: str = Field(
         min_length=1, max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the study"
     )
-    task: Literal["verification"] = Field("verification", description="judge a worked solution: True or False")
+    task: Task = Field(
+        "verification",
+        description="`verification`: judge a worked solution, True or False; `solving`: write one that arrives at the "
+        "answer",
+    )
     objective: Objective = Field("validation_accuracy", description="what trials are ranked by")
     base_model: BaseModelSpec = Field(
         default_factory=lambda: BaseModelSpec(), description="the frozen model under the adapters"
@@ -242,7 +261,7 @@ class SweepConfig(Frozen):
     @property
     def data_spec(self) -> DataSpec:
         """The data without the size of a trial."""
-        return DataSpec.model_validate(self.data.model_dump(exclude={"train_rows"}))
+        return DataSpec(task=self.task, **self.data.model_dump(exclude={"train_rows"}))
 
     def trial_spec(self, trial_number: int, params: TrainParams, data_fingerprint: str) -> RunSpec:
         """The fully resolved input of a trial."""

@@ -68,6 +68,7 @@ def objective_value(metrics: Metrics, objective: Objective) -> float:
     """The figure that a study optimises."""
     figures = {
         "validation_accuracy": metrics.accuracy,
+        "pass_at_1": metrics.accuracy,
         "validation_log_loss": metrics.log_loss,
         "validation_auc": metrics.auc,
     }

@@ -38,7 +38,7 @@ def smoke(config: SweepConfig) -> SweepConfig:
         "validation_rows": 40,
         "train_rows": TRAIN_ROWS,
     }
-    told["training"] |= {"max_length": 512, "rung_rows": 20, "micro_batch_tokens": None}
+    told["training"] |= {"max_length": 512, "rung_rows": 20, "micro_batch_tokens": None, "max_new_tokens": 24}
     if config.rungs:
         told["pruner"]["min_rows"] = TRAIN_ROWS // 2
     told["budget"] = {"trials": TRIALS}

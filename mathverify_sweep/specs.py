@@ -16,7 +16,8 @@ from mathverify_sweep.states import EndReason
 Quantization = Literal["nf4", "int8", "none"]
 Scheduler = Literal["linear", "cosine", "cosine_with_restarts", "constant_with_warmup", "warmup_stable_decay"]
 Optimizer = Literal["adamw_torch", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit", "lion_8bit"]
-Objective = Literal["validation_accuracy", "validation_log_loss", "validation_auc"]
+Objective = Literal["validation_accuracy", "validation_log_loss", "validation_auc", "pass_at_1"]
+Task = Literal["verification", "solving"]
 Split = Literal["train", "validation", "test", "gate"]
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -57,8 +58,8 @@ class ColumnsSpec(Frozen):
     is_correct: str = Field("is_correct", description="column of the label: true/false, yes/no, 1/0")
 
 
-class DataSpec(Frozen):
-    """Rows, and how they are split. Machines that resolve one DataSpec to other rows have other fingerprints."""
+class DataKeys(Frozen):
+    """Rows, and how they are split, as a sweep file says it."""
 
     source: str = Field("generated", description="`generated`, a parquet/CSV/JSONL file, or a hub data set name")
     revision: str | None = Field(None, description="branch, tag or commit of a hub data set")
@@ -75,6 +76,12 @@ class DataSpec(Frozen):
     validation_rows: int | None = Field(None, ge=1, description="validation rows to keep; all when absent")
     balance: bool = Field(False, description="drop training rows of the larger class until both have the same number")
     seed: int = Field(0, ge=0, description="seed of the split and of the order in which training subsets nest")
+
+
+class DataSpec(DataKeys):
+    """Rows for a task. Machines that resolve one DataSpec to other rows have other fingerprints."""
+
+    task: Task = "verification"
 
 
 class TrainParams(Frozen):
@@ -166,6 +173,7 @@ class RunSpec(Frozen):
         None, ge=16, description="padded tokens in one forward pass; absent: chosen for the device"
     )
     gradient_checkpointing: bool = False
+    max_new_tokens: int = Field(256, ge=1, description="solving: tokens of a solution that is generated, at most")
     seed: int = Field(0, ge=0, description="adapter initialisation, dropout and data order")
 
     @property
@@ -220,6 +228,12 @@ class Metrics(Frozen):
     false_negatives: int
     threshold: float = Field(description="on the log-odds, fitted on validation")
     accuracy_at_threshold: float
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether rows of both classes were judged. Of rows to be solved all are correct: accuracy is pass@1, and the
+        other figures say nothing."""
+        return self.false_positives + self.true_negatives > 0
 
 
 class RunResult(Frozen):

@@ -89,7 +89,7 @@ def validate(raw: Mapping[str, Any], where: str, folder: Path) -> SweepConfig:
     if config is not None:
         problems += _across_sections(config)
         texts = _texts(config.prompts, folder, problems)
-        problems += _template_problems(config.space, texts)
+        problems += _template_problems(config, texts)
         config = config.model_copy(update={"prompts": texts, "data": _from_folder(config.data, folder)})
     if problems or config is None:
         raise ConfigError(where, _first(list(dict.fromkeys(problems))))
@@ -260,6 +260,13 @@ def _across_sections(config: SweepConfig) -> list[str]:
         problems.append(
             f"budget.deadline: needs a time zone, got {config.budget.deadline.isoformat()}. Add Z or +01:00."
         )
+    if (config.task == "solving") != (config.objective == "pass_at_1"):
+        problems.append(
+            f"objective: the task solving is ranked by pass_at_1, and no other task is, got {config.objective}. "
+            "Change one of the two."
+        )
+    if config.task == "solving" and config.data.balance:
+        problems.append("data.balance: rows of the task solving are all of one class. Remove it.")
     for position, settings in enumerate(config.enqueue):
         problems += enqueue_problems(config.space, settings, f"enqueue.{position}")
     return problems
@@ -302,10 +309,11 @@ def _texts(prompts: Mapping[str, str], folder: Path, problems: list[str]) -> dic
     return texts
 
 
-def _template_problems(space: SearchSpace, texts: Mapping[str, str]) -> list[str]:
-    problems = [f"prompts.{problem}" for name, text in texts.items() for problem in prompts.problems(name, text)]
-    known = (*prompts.TEMPLATES, *texts)
-    for name in space.values_of("prompt_template"):
+def _template_problems(config: SweepConfig, texts: Mapping[str, str]) -> list[str]:
+    found = (prompts.problems(name, text, config.task) for name, text in texts.items())
+    problems = [f"prompts.{problem}" for of_text in found for problem in of_text]
+    known = (*prompts.built_in(config.task), *texts)
+    for name in config.space.values_of("prompt_template"):
         if name not in known:
             problems.append(f"search_space.prompt_template: no template {name!r}. {nearest(str(name), known)}")
     return problems

@@ -236,6 +236,18 @@ def test_without_a_pruner_a_trial_reports_where_the_file_says_so(tmp_path: Path)
     assert loaded(tmp_path, text, "pruner.min_rows=250").rungs == (250, 500, 750)
 
 
+def test_the_task_solving_has_an_objective_and_templates_of_its_own(tmp_path: Path) -> None:
+    text = "study: s\ntask: solving\ndata: {balance: true}\nsearch_space: {prompt_template: examiner}\n"
+    assert [problem.split(":")[0] for problem in problems(tmp_path, text)] == [
+        "objective",
+        "data.balance",
+        "search_space.prompt_template",
+    ]
+    good = "study: s\ntask: solving\nobjective: pass_at_1\nprompts: {mine: 'Q: {question} A:'}\n"
+    spec = loaded(tmp_path, good).trial_spec(0, TrainParams(prompt_template="mine"), "f")
+    assert (spec.data.task, spec.objective, spec.max_new_tokens) == ("solving", "pass_at_1", 256)
+
+
 def test_an_override_says_more_than_the_file(tmp_path: Path) -> None:
     config = loaded(
         tmp_path, "study: s\nbudget: {trials: 3}\n", "budget.trials=4", "search_space.lora_r={choices: [4, 8]}"

@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 from mathverify_sweep.data import read, splits
 from mathverify_sweep.data.rows import Row, column_of, groups, question_key, rows_of
+from mathverify_sweep.data.solving import solved_rows_of
 from mathverify_sweep.errors import DataError
 from mathverify_sweep.specs import DataSpec, Split
 
@@ -23,7 +24,8 @@ GENERATED = "generated"
 class VerificationData:
     """Rows by split. `train[:n]` is the n-row training subset, so a longer run sees a superset of a shorter one's rows.
 
-    `dropped` counts rows that were read and are in no split: `balance` (training) and `validation_rows`.
+    `dropped` counts rows that were read and are in no split: `balance` (training), `validation_rows`, and of the task
+    solving those with `no final number`.
     """
 
     train: tuple[Row, ...]
@@ -46,16 +48,21 @@ class VerificationData:
 
 def load(spec: DataSpec) -> VerificationData:
     """Read, check, split, order and fingerprint."""
-    rows, by_name = _split(spec)
-    _require_both_classes(rows, spec.source)
+    rows, by_name, without_number = _split(spec)
+    judged = spec.task == "verification"
+    _require_rows(rows, spec.source, both_classes=judged)
     train, unbalanced = splits.nested_order(by_name["train"], spec.seed, balance=spec.balance)
     ordered: dict[Split, tuple[Row, ...]] = {
         name: splits.question_order(by_name[name], spec.seed) for name in by_name if name != "train"
     }
     validation = _validation(ordered["validation"], spec)
     for name, chosen in (("train", train), ("validation", validation)):
-        _require_both_classes(chosen, f"{spec.source}, split {name!r}")
-    dropped = {"balance": unbalanced, "validation_rows": len(ordered["validation"]) - len(validation)}
+        _require_rows(chosen, f"{spec.source}, split {name!r}", both_classes=judged)
+    dropped = {
+        "balance": unbalanced,
+        "validation_rows": len(ordered["validation"]) - len(validation),
+        "no final number": without_number,
+    }
     ordered |= {"train": train, "validation": validation}
     return VerificationData(
         **{name: ordered[name] for name in splits.SPLITS},
@@ -64,18 +71,24 @@ def load(spec: DataSpec) -> VerificationData:
     )
 
 
-def _split(spec: DataSpec) -> tuple[list[Row], dict[Split, list[Row]]]:
+def _split(spec: DataSpec) -> tuple[list[Row], dict[Split, list[Row]], int]:
+    """All rows, the same by split, and how many were left out because no final number can be found in them."""
     if spec.source == GENERATED:
         if spec.split_column is not None:
             raise DataError("data.split_column: generated rows have no further columns. Remove it, or name a file")
-        rows = _generated(spec)
-        return rows, splits.by_question(rows, spec)
+        rows = [row for row in _generated(spec) if row.is_correct or spec.task == "verification"]
+        return rows, splits.by_question(rows, spec), 0
     table = read.read(spec.source, spec.revision)
+    if spec.task == "solving":
+        rows, without_number = solved_rows_of(table, spec.columns)
+        if spec.split_column is not None:
+            raise DataError("data.split_column: the task solving splits by question. Remove it")
+        return rows, splits.by_question(rows, spec), without_number
     rows = rows_of(table, spec.columns)
     if spec.split_column is None:
-        return rows, splits.by_question(rows, spec)
+        return rows, splits.by_question(rows, spec), 0
     values = column_of(table, spec.split_column, "split_column")
-    return rows, splits.by_column(rows, values, f"{table.where}: column {spec.split_column!r}")
+    return rows, splits.by_column(rows, values, f"{table.where}: column {spec.split_column!r}"), 0
 
 
 def _generated(spec: DataSpec) -> list[Row]:
@@ -96,9 +109,9 @@ def _validation(rows: tuple[Row, ...], spec: DataSpec) -> tuple[Row, ...]:
     return splits.keep(rows, spec.validation_rows)
 
 
-def _require_both_classes(rows: Sequence[Row], where: str) -> None:
+def _require_rows(rows: Sequence[Row], where: str, *, both_classes: bool) -> None:
     if not rows:
         raise DataError(f"{where}: there must be rows, got none")
     right = sum(row.is_correct for row in rows)
-    if right in (0, len(rows)):
+    if both_classes and right in (0, len(rows)):
         raise DataError(f"{where}: there must be rows of both classes, got {len(rows)} rows that are all {right > 0}")

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from mathverify_sweep.data.prompts import VERDICTS, render
 from mathverify_sweep.data.rows import Row
+from mathverify_sweep.data.solving import written
 from mathverify_sweep.errors import ModelError
 
 CUT = " … "
@@ -91,6 +92,27 @@ def encode(rows: Sequence[Row], template_text: str, tokenizer: Tokenizer, max_le
             kept = prompt if len(prompt) < max_length else _cut(rows[index], template_text, ids, max_length - 1)
             if kept is not None:
                 encoded.append(EncodedRow(kept, rows[index].is_correct, index))
+    return Encoded(tuple(encoded), len(rows) - len(encoded))
+
+
+def encode_solving(
+    rows: Sequence[Row], template_text: str, tokenizer: Tokenizer, max_length: int, end: int | None
+) -> Encoded:
+    """Every row's prompt, and with `end` its solution behind it, to be learnt and to end in that token.
+
+    Nothing is cut: what is longer than `max_length` tokens is left out.
+    """
+    ids = _Ids(tokenizer)
+    encoded: list[EncodedRow] = []
+    for start in range(0, len(rows), BATCH):
+        batch = rows[start : start + BATCH]
+        prompts = ids.of([template_text.format(question=row.question) for row in batch])
+        solutions = _tokens(tokenizer, [written(row) for row in batch])
+        for index, (prompt, solution) in enumerate(zip(prompts, solutions, strict=True), start=start):
+            whole = prompt if end is None else (*prompt, *solution)
+            if len(whole) < max_length:
+                learnt = 1 if end is None else len(solution) + 1
+                encoded.append(EncodedRow(whole, True, index, learnt, end))
     return Encoded(tuple(encoded), len(rows) - len(encoded))
 
 

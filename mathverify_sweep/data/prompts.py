@@ -9,6 +9,7 @@ from types import MappingProxyType
 
 from mathverify_sweep.data.rows import Row
 from mathverify_sweep.errors import ConfigError
+from mathverify_sweep.specs import Task
 
 VERDICTS = (" False", " True")
 """What follows a prompt, by `int(is_correct)`. Each is one token, its leading space included."""
@@ -54,27 +55,42 @@ TEMPLATES: Mapping[str, str] = MappingProxyType(
 )
 
 
+SOLVING: Mapping[str, str] = MappingProxyType(
+    {
+        "plain": "Question: {question}\nSolution:",
+        "steps": "Solve the problem step by step and end with the answer.\n\nQuestion: {question}\nSolution:",
+    }
+)
+"""Templates of the task solving, behind which the solution is written."""
+
+
+def built_in(task: Task) -> Mapping[str, str]:
+    """The templates of a task."""
+    return SOLVING if task == "solving" else TEMPLATES
+
+
 def render(text: str, row: Row) -> str:
     """The prompt of a row by a template's text (one that `problems` finds nothing wrong with)."""
     return text.format(question=row.question, solution=row.solution, answer=row.answer)
 
 
-def find(name: str, user_texts: Mapping[str, str]) -> str:
+def find(name: str, user_texts: Mapping[str, str], task: Task = "verification") -> str:
     """A template's text by its name, the user's own included; ConfigError when there is none or it is not usable."""
-    known = {**TEMPLATES, **user_texts}
+    known = {**built_in(task), **user_texts}
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"; the nearest is {near[0]!r}" if near else ""
         raise ConfigError("prompt_template", [f"no template {name!r}{hint}. Known: {', '.join(known)}"])
-    found = problems(name, known[name]) if name in user_texts else []
+    found = problems(name, known[name], task) if name in user_texts else []
     if found:
         raise ConfigError("prompts", found)
     return known[name]
 
 
-def problems(name: str, text: str) -> list[str]:
+def problems(name: str, text: str, task: Task = "verification") -> list[str]:
     """All that is wrong with a user's template, one sentence each, its key first; empty when it can be used."""
-    found = [f"{name}: a built-in template has this name. Choose another"] if name in TEMPLATES else []
+    asked = PLACEHOLDERS[:1] if task == "solving" else PLACEHOLDERS
+    found = [f"{name}: a built-in template has this name. Choose another"] if name in built_in(task) else []
     try:
         parts = list(string.Formatter().parse(text))
     except ValueError as error:
@@ -82,10 +98,10 @@ def problems(name: str, text: str) -> list[str]:
     fields = [(field, spec, conversion) for _, field, spec, conversion in parts if field is not None]
     names = [field for field, _, _ in fields]
     for field, spec, conversion in fields:
-        if field not in PLACEHOLDERS or spec or conversion:
+        if field not in asked or spec or conversion:
             shown = field + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "")
-            found.append(f"{name}: a placeholder must be one of {_braced(PLACEHOLDERS)}, got {{{shown}}}")
-    missing = [field for field in PLACEHOLDERS if field not in names]
+            found.append(f"{name}: a placeholder must be one of {_braced(asked)}, got {{{shown}}}")
+    missing = [field for field in asked if field not in names]
     if missing:
         found.append(f"{name}: {_braced(missing)} must occur")
     if names.count("solution") > 1:

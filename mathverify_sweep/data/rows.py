@@ -73,12 +73,17 @@ def rows_of(table: Table, columns: ColumnsSpec) -> list[Row]:
 
 def unlabelled_rows_of(table: Table, columns: ColumnsSpec) -> list[Row]:
     """The same of a table without labels, whose rows are to be judged; their `is_correct` means nothing."""
+    return [Row(*fields, is_correct=False) for fields in zip(*texts_of(table, columns), strict=True)]
+
+
+def texts_of(table: Table, columns: ColumnsSpec) -> tuple[list[str], list[str], list[str]]:
+    """Questions, answers and solutions of a table without labels."""
     _require_columns(table, columns.model_dump(exclude={"is_correct"}))
     problems: list[str] = []
     texts = _texts(table, columns, problems)
     if problems:
         raise DataError(f"{table.where}: " + "; ".join(problems))
-    return [Row(*fields, is_correct=False) for fields in zip(*texts, strict=True)]
+    return texts
 
 
 def column_of(table: Table, name: str, option: str) -> Sequence[object]:

@@ -150,7 +150,8 @@ def _figures(found: Metrics | None) -> list[Cell]:
     if found is None:
         return [_text("")] * 4
     interval = f"{found.accuracy_low:.3f} – {found.accuracy_high:.3f}"
-    return [_figure(found.accuracy), Cell(interval, found.accuracy_low), _figure(found.log_loss), _figure(found.auc)]
+    scores = (found.log_loss, found.auc) if found.has_classes else (None, None)
+    return [_figure(found.accuracy), Cell(interval, found.accuracy_low), *map(_figure, scores)]
 
 
 def _effort(run: RunRow) -> list[Cell]:

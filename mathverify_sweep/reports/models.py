@@ -41,6 +41,7 @@ class RunRow(Frozen):
     rows_to_meet: int = Field(description="what `rows_seen` is at the end, unless rows do not fit")
     train_rows: int
     seconds: float = Field(description="device time of all attempts")
+    peak_memory_bytes: int = Field(0, description="of the last attempt; on a GPU of its engine, whoever shares it")
     worker: str | None
     gpu: str | None
     metrics: Metrics | None

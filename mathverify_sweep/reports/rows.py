@@ -170,6 +170,7 @@ def _run(attempts: Sequence[RunRecord], said: _Said, train_rows: int) -> dict[st
         "rows_to_meet": last.spec.rows_to_meet if last and last.spec else train_rows,
         "train_rows": last.spec.train_rows if last and last.spec else train_rows,
         "seconds": sum(_seconds(run) for run in attempts),
+        "peak_memory_bytes": result.peak_memory_bytes if result else 0,
         "worker": last.worker.worker_id if last and last.worker else None,
         "gpu": last.worker.gpu if last and last.worker else None,
         "metrics": found,

@@ -50,7 +50,8 @@ def leaderboard(board: Leaderboard) -> RenderableType:
         rank = "base" if row.rank is None else f"{row.rank}"
         promoted = None if row.promoted is None else row.promoted.metrics
         found = row.metrics
-        figures = (_accuracy(found), f"{found.log_loss:.3f}", f"{found.auc:.3f}", _accuracy(promoted))
+        scores = (f"{found.log_loss:.3f}", f"{found.auc:.3f}") if found.has_classes else ("", "")
+        figures = (_accuracy(found), *scores, _accuracy(promoted))
         table.add_row(rank, row.name, *figures)
     how = board.objective.replace("_", " ")
     note = f"{board.study}: {board.complete} complete trials by {how}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.console import Group, RenderableType
+from rich.table import Table
 from rich.text import Text
 
 from mathverify_sweep.metrics import Interval
@@ -15,18 +16,25 @@ def evaluation(found: Evaluation) -> RenderableType:
     """All figures of a verifier on a split or a file, and where it errs."""
     table = table_of("figure", "value", "95 %")
     table.add_row("rows", f"{found.rows:,}", "")
-    for name, figure in found.intervals.items():
-        title = f"accuracy at threshold {found.threshold:.3f}" if name == "accuracy_at_threshold" else name
-        table.add_row(title.replace("_", "-"), f"{figure.estimate:.4f}", _ends(figure))
-    table.add_row("judged True, is True / False", f"{found.true_positives:,} / {found.false_positives:,}", "")
-    table.add_row("judged False, is True / False", f"{found.false_negatives:,} / {found.true_negatives:,}", "")
+    if found.has_classes:
+        _judged(table, found)
+    else:
+        table.add_row("pass@1", f"{found.accuracy:.4f}", _ends(found.intervals["accuracy"]))
     parts: list[RenderableType] = [Text(f"{', '.join(found.run_ids)} on {found.where}"), table]
     for column, kinds in found.parts.items():
         by = table_of(column, "rows", "accuracy", "95 %")
         for kind in kinds:
             by.add_row(kind.name, f"{kind.rows:,}", f"{kind.accuracy.estimate:.4f}", _ends(kind.accuracy))
-        parts += [Text(f"accuracy at the threshold, by {column}"), by]
+        parts += [Text(f"accuracy at the threshold, by {column}" if found.has_classes else f"pass@1 by {column}"), by]
     return Group(*parts)
+
+
+def _judged(table: Table, found: Evaluation) -> None:
+    for name, figure in found.intervals.items():
+        title = f"accuracy at threshold {found.threshold:.3f}" if name == "accuracy_at_threshold" else name
+        table.add_row(title.replace("_", "-"), f"{figure.estimate:.4f}", _ends(figure))
+    table.add_row("judged True, is True / False", f"{found.true_positives:,} / {found.false_positives:,}", "")
+    table.add_row("judged False, is True / False", f"{found.false_negatives:,} / {found.true_negatives:,}", "")
 
 
 def compared(found: ComparedRuns) -> RenderableType:

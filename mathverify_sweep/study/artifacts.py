@@ -88,13 +88,20 @@ def _save_note(trial: Trial, text: str) -> None:
 
 def _figures(metrics: Metrics, baselines: Mapping[str, float]) -> str:
     interval = f"{metrics.accuracy_low:.4f} to {metrics.accuracy_high:.4f}"
+    name = "accuracy" if metrics.has_classes else "pass@1"
     rows = [
-        ("accuracy", f"**{metrics.accuracy:.4f}** (95 %: {interval}; {metrics.rows:,} rows)"),
+        (name, f"**{metrics.accuracy:.4f}** (95 %: {interval}; {metrics.rows:,} rows)"),
         *((f"accuracy of {name.replace('_', ' ')}", f"{accuracy:.4f}") for name, accuracy in baselines.items()),
-        ("precision, recall, F1", f"{metrics.precision:.4f}, {metrics.recall:.4f}, {metrics.f1:.4f}"),
-        ("log-loss, AUC", f"{metrics.log_loss:.4f}, {metrics.auc:.4f}"),
-        (f"accuracy at threshold {metrics.threshold:.2f}", f"{metrics.accuracy_at_threshold:.4f}"),
     ]
+    rows += (
+        []
+        if not metrics.has_classes
+        else [
+            ("precision, recall, F1", f"{metrics.precision:.4f}, {metrics.recall:.4f}, {metrics.f1:.4f}"),
+            ("log-loss, AUC", f"{metrics.log_loss:.4f}, {metrics.auc:.4f}"),
+            (f"accuracy at threshold {metrics.threshold:.2f}", f"{metrics.accuracy_at_threshold:.4f}"),
+        ]
+    )
     return "| validation | |\n|---|---|\n" + "\n".join(f"| {name} | {figure} |" for name, figure in rows)
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from mathverify_sweep.errors import ModelError, TrainingEnded
-from mathverify_sweep.specs import BaseModelSpec, DataSpec, RunResult, RunSpec, Split
+from mathverify_sweep.specs import BaseModelSpec, DataSpec, RunResult, RunSpec, Split, Task
 from mathverify_sweep.states import EndReason
 from mathverify_sweep.training import adapters, device
 from mathverify_sweep.training.checkpoints import start_over
@@ -56,8 +56,10 @@ class PackedEngine:
         """Read the data of the runs to come. Raises DataDrift when it is not the study's."""
         self._library.data(data, fingerprint)
 
-    def unsupported(self, spec: BaseModelSpec) -> str | None:
+    def unsupported(self, spec: BaseModelSpec, task: Task = "verification") -> str | None:
         """Why this engine cannot train on that base model, or None when it can. Loads it."""
+        if task == "solving":
+            return "solutions are generated with a cache of keys and values, which its streams do not have"
         return unsupported(self._library.base(spec), spec)
 
     def free_slots(self) -> int:
@@ -168,7 +170,7 @@ class PackedEngine:
                 "runs that share an engine must share a base model, got another. Start it when the others have ended"
             )
         loaded = self._library.base(spec.base_model)
-        if reason := unsupported(loaded, spec.base_model):
+        if reason := self.unsupported(spec.base_model, spec.data.task):
             raise ModelError(f"base_model {spec.base_model.name} cannot be packed: {reason}. Use the reference engine")
         planned = plan.make(loaded, spec)
         model = PackedModel(loaded, planned)

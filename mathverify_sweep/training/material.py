@@ -14,13 +14,14 @@ import torch
 from torch import nn
 
 from mathverify_sweep.data import dataset, prompts
-from mathverify_sweep.data.encode import Encoded, encode
+from mathverify_sweep.data.encode import Encoded, encode, encode_solving
 from mathverify_sweep.errors import DataDrift, ModelError
 from mathverify_sweep.specs import BaseModelSpec, DataSpec, RunSpec, Split
 from mathverify_sweep.training import base
 from mathverify_sweep.training.base import BaseModel
 from mathverify_sweep.training.batches import training_order
 from mathverify_sweep.training.evaluate import log_odds
+from mathverify_sweep.training.solve import solved
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,18 @@ class Material:
     validation: Encoded
     labels: tuple[bool, ...]
     groups: tuple[str, ...]
+    answers: tuple[str, ...] | None = None
+    max_new_tokens: int = 0
 
     def log_odds(self, model: nn.Module, count: int) -> Sequence[float]:
-        """Those of the first `count` validation rows. `model` is the base's, with or without an adapter on it."""
+        """Those of the first `count` validation rows. `model` is the base's, with or without an adapter on it.
+
+        Of the task solving, which has `answers`, whether they are solved, in the form of log-odds.
+        """
         rows = [row for row in self.validation.rows if row.index < count]
         tokens = base.evaluation_tokens(self.base, self.micro_batch_tokens)
+        if self.answers is not None:
+            return solved(self.base, model, rows, self.answers[:count], tokens, self.max_new_tokens)
         return log_odds(self.base, model, rows, count, tokens)
 
 
@@ -73,33 +81,43 @@ class Library:
         data = self.data(spec.data, spec.data_fingerprint)
         loaded = self.base(spec.base_model)
         nested = self.rows(spec, "train", len(data.training_rows(spec.train_rows)))
+        validation = self.rows(spec, "validation", len(data.validation))
+        if spec.data.task == "solving":
+            require_positions(loaded, validation, spec.max_new_tokens)
         return Material(
             base=loaded,
             micro_batch_tokens=base.micro_batch_tokens(loaded, spec),
             train=Encoded(tuple(training_order(nested.rows, spec)), nested.left_out),
-            validation=self.rows(spec, "validation", len(data.validation)),
+            validation=validation,
             labels=tuple(row.is_correct for row in data.validation),
             groups=tuple(dataset.groups(data.validation)),
+            answers=tuple(row.answer for row in data.validation) if spec.data.task == "solving" else None,
+            max_new_tokens=spec.max_new_tokens,
         )
 
     def _encode(self, wanted: _Rows) -> Encoded:
         rows = self.data(wanted.data, wanted.data_fingerprint).split(wanted.split)[: wanted.count]
         loaded = self.base(wanted.base_model)
-        encoded = encode(rows, wanted.template_text, loaded.tokenizer, wanted.max_length)
+        if wanted.data.task == "solving":
+            end = loaded.tokenizer.eos_token_id if wanted.split == "train" else None
+            encoded = encode_solving(rows, wanted.template_text, loaded.tokenizer, wanted.max_length, end)
+        else:
+            encoded = encode(rows, wanted.template_text, loaded.tokenizer, wanted.max_length)
         if not encoded.rows:
             raise ModelError(f"max_length must leave rows, none of {len(rows)} fits even when cut. Raise it")
         require_positions(loaded, encoded)
         return encoded
 
 
-def require_positions(loaded: BaseModel, encoded: Encoded) -> None:
-    """Raises ModelError when a row is longer than the base model can read."""
+def require_positions(loaded: BaseModel, encoded: Encoded, more: int = 0) -> None:
+    """Raises ModelError when a row, with so many tokens written behind it, is longer than the base model can read."""
     most = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
-    longest = max((len(row.prompt_ids) for row in encoded.rows), default=0)
+    longest = max((len(row.prompt_ids) for row in encoded.rows), default=0) + more
     if most is not None and longest > most:
+        behind = f", {more} max_new_tokens included" if more else ""
         raise ModelError(
-            f"max_length must leave rows of at most the base model's {most} positions, the longest has {longest}. "
-            "Lower it"
+            f"max_length must leave rows of at most the base model's {most} positions, the longest has {longest}"
+            f"{behind}. Lower it"
         )
 
 
@@ -117,7 +135,7 @@ class _Rows:
 
     @classmethod
     def of(cls, spec: RunSpec, split: Split, count: int) -> _Rows:
-        text = prompts.find(spec.params.prompt_template, spec.prompt_texts)
+        text = prompts.find(spec.params.prompt_template, spec.prompt_texts, spec.data.task)
         return cls(spec.data, spec.data_fingerprint, spec.base_model, text, spec.max_length, split, count)
 
 

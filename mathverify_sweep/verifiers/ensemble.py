@@ -30,6 +30,7 @@ def choose(database: Database, study: str, top: int) -> Ensemble:
     models = [verifiers.model(run) for run in runs.runs(database, study) if _is_candidate(run)]
     if not models:
         raise StudyError(f"study {study!r} has no finished run with an adapter. Let a worker finish one.")
+    verifiers.require_judging(models[0], "averaged")
     rows = verifiers.rows_of(models[0], "validation")
     labels, questions = np.array([row.is_correct for row in rows]), groups(rows)
     left = [(model, verifiers.kept_log_odds(database, model, "validation")) for model in models]

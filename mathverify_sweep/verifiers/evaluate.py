@@ -16,6 +16,8 @@ import numpy as np
 from mathverify_sweep import metrics, resampling
 from mathverify_sweep.data import read
 from mathverify_sweep.data.rows import Row, column_of, groups, rows_of
+from mathverify_sweep.data.solving import solved_rows_of
+from mathverify_sweep.errors import DataError
 from mathverify_sweep.metrics import Floats, Interval
 from mathverify_sweep.reports.models import Evaluation, Part
 from mathverify_sweep.specs import Split
@@ -44,6 +46,10 @@ class Labelled:
 def from_file(verifier: Verifier, file: str, column: str | None) -> Labelled:
     """The rows of a parquet, CSV or JSONL file, its columns named as those of the study's data. Raises DataError."""
     table = read.read(file)
+    if verifier.spec.data.task == "solving":
+        if column:
+            raise DataError(f"{file}: solved rows are broken down by length only. Leave out --by")
+        return Labelled(tuple(solved_rows_of(table, verifier.spec.data.columns)[0]), file)
     rows = tuple(rows_of(table, verifier.spec.data.columns))
     column = column or (SOURCE if SOURCE in table.columns else None)
     kinds = tuple(map(str, column_of(table, column, "--by"))) if column else ()

@@ -48,6 +48,7 @@ class Wanted:
 
 def export(database: Database, model: Model, output: Path, folder: Path, wanted: Wanted) -> Exported:
     """Write the folder. Raises DataError when it is there, or cannot be written."""
+    verifiers.require_judging(model, "exported so far")
     if folder.exists():
         raise DataError(f"{folder} is there already, and an export writes a new folder. Remove it, or name another")
     partial = folder.with_name(folder.name + ".partial")

@@ -21,7 +21,7 @@ from mathverify_sweep.data import read
 from mathverify_sweep.data.rows import Row, column_of, unlabelled_rows_of
 from mathverify_sweep.errors import DataError
 from mathverify_sweep.metrics import Floats
-from mathverify_sweep.verifiers.verifier import Verifier
+from mathverify_sweep.verifiers.verifier import Verifier, require_judging
 
 if TYPE_CHECKING:
     from mathverify_sweep.training.judge import Judge
@@ -46,6 +46,7 @@ def from_file(verifier: Verifier, file: str, id_column: str | None) -> Unlabelle
     Ids are a column's values; without `id_column` those of `id` or `ID` if there is one, else the numbers of the rows
     from 0. Raises DataError.
     """
+    require_judging(verifier.models[0], "asked for verdicts")
     table = read.read(file)
     rows = tuple(unlabelled_rows_of(table, verifier.spec.data.columns))
     if not rows:

@@ -68,6 +68,8 @@ def find(database: Database, run_ids: Sequence[str]) -> Verifier:
     """The verifier of these runs, by their names (see `named`). Raises StudyError."""
     models = tuple(model(named(database, run_id)) for run_id in run_ids)
     require_same_rows(models)
+    if len(models) > 1:
+        require_judging(models[0], "averaged")
     if len(models) == 1:
         return Verifier(models, models[0].metrics.threshold)
     validation = rows_of(models[0], "validation")
@@ -110,6 +112,12 @@ def require_same_rows(models: Sequence[Model]) -> None:
     """Raises StudyError when the models' splits have different rows."""
     if len({each.spec.data_fingerprint for each in models}) > 1:
         raise StudyError("runs are held against each other on the same rows; these belong to studies with other data.")
+
+
+def require_judging(model: Model, done: str) -> None:
+    """Raises StudyError for a run of the task solving, which has no log-odds of a verdict."""
+    if model.spec.data.task == "solving":
+        raise StudyError(f"run {model.run.run_id} writes solutions; only runs that judge them can be {done}.")
 
 
 def rows_of(model: Model, split: Split) -> tuple[Row, ...]:

@@ -18,6 +18,7 @@ OBJECTIVES = {
     **dict.fromkeys(("accuracy", "acc"), "validation_accuracy"),
     **dict.fromkeys(("loss", "log_loss", "logloss", "nll", "cross_entropy"), "validation_log_loss"),
     **dict.fromkeys(("auc", "roc_auc", "auroc"), "validation_auc"),
+    **dict.fromkeys(("pass_1", "pass_at_1"), "pass_at_1"),
 }
 """Names of metrics, without their split."""
 

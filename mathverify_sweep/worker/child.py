@@ -175,7 +175,7 @@ def _engine(name: str, prepare: Prepare, device: str, slots: int | None, tokens:
         from mathverify_sweep.training.engine import PackedEngine  # imports torch
 
         packed = PackedEngine(device, slots, tokens)
-        reason = packed.unsupported(prepare.base_model)
+        reason = packed.unsupported(prepare.base_model, prepare.data.task)
         if reason is None:
             return Ready(engine="packed", note=None), packed
         reason = f"{prepare.base_model.name} cannot be packed: {reason}"

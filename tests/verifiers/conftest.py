@@ -65,7 +65,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
     url = f"sqlite:///{folder / 'shop.sqlite3'}"
     database = connect(url)
     upgrade(database)
-    config = SweepConfig.model_validate({"study": "tests", "data": place.data.model_dump(exclude={"columns"})})
+    config = SweepConfig.model_validate({"study": "tests", "data": place.data.model_dump(exclude={"columns", "task"})})
     record = studies.StudyRecord("tests", config.model_dump_json(), place.fingerprint, None, None, NOW)
     studies.create(database, record)
     return Shop(url, database, folder / "runs", place, ReferenceEngine("cpu"), Judge("cpu"))

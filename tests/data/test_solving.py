@@ -1,0 +1,57 @@
+"""Claims about rows that are solved: where an answer is found, and when a text arrives at it."""
+
+from __future__ import annotations
+
+import pytest
+
+from mathverify_sweep.data import dataset
+from mathverify_sweep.data.rows import Row, Table
+from mathverify_sweep.data.solving import final_number, is_solved, solved_rows_of, written
+from mathverify_sweep.specs import ColumnsSpec, DataSpec
+
+GSM8K = Table(
+    "gsm8k",
+    {
+        "question": ["Clips?", "Pay?", "Why?"],
+        "answer": ["48 / 2 = <<48/2=24>>24 clips.\n#### 24", "He gets $1,200.50 in all.", "Because it is so."],
+    },
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("She has 3 + 4 = 7 left.\n#### 7", "7"),
+        ("#### 1,234 dollars, not 9", "1234"),
+        ("so she pays $12.50.", "12.50"),
+        ("it is 3-2", "2"),
+        ("the rest is -4", "-4"),
+        ("none", None),
+    ],
+)
+def test_the_final_number_is_behind_the_mark_or_the_last_one(text: str, number: str | None) -> None:
+    assert final_number(text) == number
+
+
+def test_numbers_are_compared_as_numbers() -> None:
+    assert is_solved("that makes $1,200.0", "1200")
+    assert not is_solved("that makes 1201", "1200")
+    assert not is_solved("that makes nothing", "1200")
+
+
+def test_a_table_like_gsm8k_gives_rows_without_marks_that_end_in_their_answer() -> None:
+    rows, without = solved_rows_of(GSM8K, ColumnsSpec())
+    assert without == 1
+    assert rows == [
+        Row("Clips?", "24", "48 / 2 = 24 clips.", is_correct=True),
+        Row("Pay?", "1200.50", "He gets $1,200.50 in all.", is_correct=True),
+    ]
+    assert written(rows[0]) == " 48 / 2 = 24 clips.\n#### 24"
+
+
+def test_of_labelled_rows_the_correct_ones_are_learnt_from() -> None:
+    spec = DataSpec(generated_rows=300)
+    judged, solved = dataset.load(spec), dataset.load(spec.model_copy(update={"task": "solving"}))
+    assert all(row.is_correct for row in (*solved.train, *solved.validation))
+    assert set(solved.train) <= {row for name in ("train", "validation", "test", "gate") for row in judged.split(name)}
+    assert solved.fingerprint != judged.fingerprint

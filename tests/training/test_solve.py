@@ -1,0 +1,78 @@
+"""Claims about solving: what is trained on, what both engines make of it, and what generation comes to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mathverify_sweep.data import dataset
+from mathverify_sweep.data.encode import encode_solving
+from mathverify_sweep.data.prompts import SOLVING
+from mathverify_sweep.data.solving import written
+from mathverify_sweep.specs import RunSpec
+from mathverify_sweep.states import EndReason
+from mathverify_sweep.training import solve
+from mathverify_sweep.training.engine import PackedEngine
+from mathverify_sweep.training.material import Library
+from mathverify_sweep.training.reference import ReferenceEngine
+from tests.training.tiny_fixture import Place, Recorder, trained
+
+CPU = torch.device("cpu")
+
+
+def solving(place: Place, **changes: object) -> RunSpec:
+    data = place.data.model_copy(update={"task": "solving"})
+    fingerprint = dataset.load(data).fingerprint
+    spec = place.spec(data=data, data_fingerprint=fingerprint, objective="pass_at_1", max_new_tokens=8)
+    return spec.model_copy(update=changes)
+
+
+def test_a_solution_and_its_end_are_learnt_and_nothing_of_the_prompt(place: Place) -> None:
+    spec = solving(place)
+    material = Library(CPU).material(spec)
+    tokenizer = material.base.tokenizer
+    data = Library(CPU).data(spec.data, spec.data_fingerprint)
+    (row,) = encode_solving(data.train[:1], SOLVING["plain"], tokenizer, 128, tokenizer.eos_token_id).rows
+    learnt = row.prompt_ids[len(row.prompt_ids) - row.learnt + 1 :]
+    assert tokenizer.decode(learnt) == written(data.train[0])
+    assert row.last((5, 6)) == tokenizer.eos_token_id
+    asked = material.validation.rows[0]
+    assert tokenizer.decode(asked.prompt_ids).endswith("Solution:")
+    assert material.answers is not None
+    assert len(material.answers) == len(material.labels) == len(data.validation)
+
+
+def test_what_is_generated_does_not_hang_on_who_is_in_the_batch(place: Place) -> None:
+    spec = solving(place)
+    material = Library(CPU).material(spec)
+    rows = list(material.validation.rows)[:12]
+    alone = [solve._written(material.base, material.base.model, [row], 8)[0] for row in rows]
+    together = solve._written(material.base, material.base.model, rows, 8)
+    assert together == alone
+    assert any(alone)
+
+
+def test_a_row_is_solved_when_what_is_written_arrives_at_its_answer(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    material = Library(CPU).material(solving(place))
+    assert material.answers is not None
+    told = {at: f"so {answer}" if at % 2 else "no" for at, answer in enumerate(material.answers)}
+    monkeypatch.setattr(solve, "_written", lambda _base, _model, rows, _longest: [told[row.index] for row in rows])
+    found = material.log_odds(material.base.model, 7)
+    assert list(found) == [-1, 1, -1, 1, -1, 1, -1]
+
+
+def test_a_run_that_solves_ends_with_pass_at_1_and_an_adapter(place: Place, tmp_path: Path) -> None:
+    result = trained(ReferenceEngine("cpu"), solving(place, rungs=(24,), rung_rows=5), tmp_path, Recorder())
+    assert result.end_reason is EndReason.FINISHED
+    assert result.metrics is not None
+    assert result.value == result.metrics.accuracy == result.metrics.accuracy_at_threshold
+    assert set(result.log_odds) <= {-1.0, 1.0}
+    assert result.metrics.threshold == 0
+
+
+def test_the_packed_engine_says_that_it_does_not_generate(place: Place) -> None:
+    assert "cache" in str(PackedEngine("cpu").unsupported(solving(place).base_model, "solving"))
