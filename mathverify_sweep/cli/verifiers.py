@@ -53,6 +53,11 @@ def evaluate(
         str | None,
         typer.Option(metavar="COLUMN", help="A column of the file to break down by; `source` if it is there."),
     ] = None,
+    samples: Annotated[
+        int,
+        typer.Option(min=1, help="Of a run that solves: draw so many solutions a row, for pass@k and a vote."),
+    ] = 1,
+    temperature: Annotated[float, typer.Option(min=0.01, help="At which they are drawn.")] = 0.7,
     storage: Storage = DEFAULT_STORAGE,
     output: Output = paths.DEFAULT_OUTPUT,
     device: OnDevice = "cpu",
@@ -64,12 +69,21 @@ def evaluate(
     """
     from mathverify_sweep.reports import verifiers as shown
     from mathverify_sweep.verifiers import evaluate as page
-    from mathverify_sweep.verifiers import verifier
+    from mathverify_sweep.verifiers import sampled, verifier
 
     if data is not None and split is not None:
         raise typer.BadParameter("a split of the study, or a file: one of the two", param_hint="--data")
     database = open_database(storage)
     asked = verifier.find(database, run_ids)
+    if samples > 1:
+        if data is None:
+            labelled = page.of_split(asked, (split or Split.validation).value)
+        else:
+            labelled = page.from_file(asked, data, by)
+        with _judging(device) as judge:
+            drawn = sampled.sampled(asked, labelled, output.resolve(), judge, samples, temperature)
+        show(form, shown.sampled(drawn), drawn)
+        return
     if data is None:
         with _judging(device) as judge:
             found = page.on_split(database, asked, (split or Split.validation).value, output.resolve(), judge)

@@ -6,6 +6,8 @@ The final number of a text is what follows `####`, as GSM8K has it, or else the 
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Sequence
 
 from mathverify_sweep.data.rows import Row, Table, rows_of, texts_of
 from mathverify_sweep.data.worked import NUMBER, number_of
@@ -40,10 +42,16 @@ def written(row: Row) -> str:
     return f" {row.solution}\n#### {row.answer}"
 
 
-def is_solved(text: str, answer: str) -> bool:
-    """Whether a text arrives at this final number."""
-    found = final_number(text)
+def is_same(found: str | None, answer: str) -> bool:
+    """Whether a final number, or that there is none, is the answer."""
     return found is not None and number_of(found) == number_of(answer)
+
+
+def majority(found: Sequence[str | None]) -> str | None:
+    """The final number that most texts arrive at; of equals the one that came first, None when all have none."""
+    numbers = [number for number in found if number is not None]
+    votes = Counter(map(number_of, numbers))
+    return max(numbers, key=lambda number: votes[number_of(number)]) if numbers else None
 
 
 def final_number(text: str) -> str | None:

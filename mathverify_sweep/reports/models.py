@@ -168,6 +168,17 @@ class Evaluation(Metrics):
     parts: dict[str, tuple[Part, ...]] = Field(description="by length of the solution, and by a column of the file")
 
 
+class Sampled(Frozen):
+    """What several solutions of each row come to."""
+
+    run_ids: tuple[str, ...]
+    where: str = Field(description="a split, or the file")
+    rows: int
+    samples: int = Field(description="solutions of each row")
+    temperature: float
+    figures: dict[str, Interval] = Field(description="95 %, clustered by question, by the name of the figure")
+
+
 class ComparedPair(Frozen):
     """Two runs; what is said is of the first, held against the second."""
 

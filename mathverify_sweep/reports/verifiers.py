@@ -7,7 +7,15 @@ from rich.table import Table
 from rich.text import Text
 
 from mathverify_sweep.metrics import Interval
-from mathverify_sweep.reports.models import ComparedPair, ComparedRuns, Ensemble, Evaluation, Exported, GateReport
+from mathverify_sweep.reports.models import (
+    ComparedPair,
+    ComparedRuns,
+    Ensemble,
+    Evaluation,
+    Exported,
+    GateReport,
+    Sampled,
+)
 from mathverify_sweep.reports.terminal import table_of
 from mathverify_sweep.resampling import Comparison
 
@@ -27,6 +35,15 @@ def evaluation(found: Evaluation) -> RenderableType:
             by.add_row(kind.name, f"{kind.rows:,}", f"{kind.accuracy.estimate:.4f}", _ends(kind.accuracy))
         parts += [Text(f"accuracy at the threshold, by {column}" if found.has_classes else f"pass@1 by {column}"), by]
     return Group(*parts)
+
+
+def sampled(found: Sampled) -> RenderableType:
+    """What several solutions of each row come to."""
+    table = table_of("figure", "value", "95 %")
+    for name, figure in found.figures.items():
+        table.add_row(name, f"{figure.estimate:.4f}", _ends(figure))
+    drawn = f"{found.samples} solutions of each of {found.rows:,} rows, temperature {found.temperature:g}"
+    return Group(Text(f"{', '.join(found.run_ids)} on {found.where}: {drawn}"), table)
 
 
 def _judged(table: Table, found: Evaluation) -> None:

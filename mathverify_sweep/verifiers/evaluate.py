@@ -56,10 +56,15 @@ def from_file(verifier: Verifier, file: str, column: str | None) -> Labelled:
     return Labelled(rows, file, column, kinds)
 
 
+def of_split(verifier: Verifier, split: Split) -> Labelled:
+    """The rows of a split of the study's data."""
+    return Labelled(verifiers.rows_of(verifier.models[0], split), split)
+
+
 def on_split(database: Database, verifier: Verifier, split: Split, output: Path, judge: Judge) -> Evaluation:
     """Figures on a split of the study's data; what the models say there is kept."""
     odds = verifiers.split_log_odds(database, verifier, split, output, judge)
-    return evaluation(verifier, Labelled(verifiers.rows_of(verifier.models[0], split), split), odds)
+    return evaluation(verifier, of_split(verifier, split), odds)
 
 
 def on_file(verifier: Verifier, labelled: Labelled, output: Path, judge: Judge) -> Evaluation:

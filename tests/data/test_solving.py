@@ -6,7 +6,7 @@ import pytest
 
 from mathverify_sweep.data import dataset
 from mathverify_sweep.data.rows import Row, Table
-from mathverify_sweep.data.solving import final_number, is_solved, solved_rows_of, written
+from mathverify_sweep.data.solving import final_number, is_same, majority, solved_rows_of, written
 from mathverify_sweep.specs import ColumnsSpec, DataSpec
 
 GSM8K = Table(
@@ -34,9 +34,15 @@ def test_the_final_number_is_behind_the_mark_or_the_last_one(text: str, number: 
 
 
 def test_numbers_are_compared_as_numbers() -> None:
-    assert is_solved("that makes $1,200.0", "1200")
-    assert not is_solved("that makes 1201", "1200")
-    assert not is_solved("that makes nothing", "1200")
+    assert is_same(final_number("that makes $1,200.0"), "1200")
+    assert not is_same(final_number("that makes 1201"), "1200")
+    assert not is_same(final_number("that makes nothing"), "1200")
+
+
+def test_a_vote_counts_numbers_and_not_their_spelling() -> None:
+    assert majority(["5", "7.0", None, "7"]) == "7.0"
+    assert majority(["5", "7"]) == "5", "of equals the first"
+    assert majority([None, None]) is None
 
 
 def test_a_table_like_gsm8k_gives_rows_without_marks_that_end_in_their_answer() -> None:

@@ -41,6 +41,10 @@ def test_a_study_that_solves_is_trained_promoted_and_evaluated_on_a_file(tmp_pat
     found = json.loads(shell.json("evaluate", "flow:0", "--data", "test.jsonl"))
     assert (found["rows"], found["accuracy"] > 0.5) == (20, True)
     shell.run("evaluate", "flow:0", "--split", "test")
+    drawn = json.loads(shell.json("evaluate", "flow:0", "--data", "test.jsonl", "--samples", "3", "--temperature", "1"))
+    figures = {name: figure["estimate"] for name, figure in drawn["figures"].items()}
+    assert list(figures) == ["pass@1", "pass@3", "majority of 3"]
+    assert figures["pass@1"] <= figures["pass@3"]
     assert "pass@1" in shell.run("evaluate", str(stage.run_id), "--split", "test")
     (pair,) = json.loads(shell.json("compare", "flow:0", str(stage.run_id), "--split", "test"))["pairs"]
     assert abs(pair["comparison"]["difference"]["estimate"]) < 0.5

@@ -20,6 +20,7 @@ from mathverify_sweep.training.reference import ReferenceEngine
 from tests.training.tiny_fixture import Place, Recorder, trained
 
 CPU = torch.device("cpu")
+HOW = solve.Writing(longest=8)
 
 
 def solving(place: Place, **changes: object) -> RunSpec:
@@ -48,8 +49,8 @@ def test_what_is_generated_does_not_hang_on_who_is_in_the_batch(place: Place) ->
     spec = solving(place)
     material = Library(CPU).material(spec)
     rows = list(material.validation.rows)[:12]
-    alone = [solve._written(material.base, material.base.model, [row], 8)[0] for row in rows]
-    together = solve._written(material.base, material.base.model, rows, 8)
+    alone = [solve._written(material.base, material.base.model, [row], HOW)[0] for row in rows]
+    together = solve._written(material.base, material.base.model, rows, HOW)
     assert together == alone
     assert any(alone)
 
@@ -60,9 +61,21 @@ def test_a_row_is_solved_when_what_is_written_arrives_at_its_answer(
     material = Library(CPU).material(solving(place))
     assert material.answers is not None
     told = {at: f"so {answer}" if at % 2 else "no" for at, answer in enumerate(material.answers)}
-    monkeypatch.setattr(solve, "_written", lambda _base, _model, rows, _longest: [told[row.index] for row in rows])
+    monkeypatch.setattr(solve, "_written", lambda _base, _model, rows, _how: [told[row.index] for row in rows])
     found = material.log_odds(material.base.model, 7)
     assert list(found) == [-1, 1, -1, 1, -1, 1, -1]
+
+
+def test_draws_come_again_by_the_seed_and_are_as_many_as_asked_for(place: Place) -> None:
+    material = Library(CPU).material(solving(place))
+    rows = list(material.validation.rows)[:5]
+    draws = [
+        solve.finals(material.base, material.base.model, rows, 6, 200, solve.Writing(8, 3, 1.0, seed))
+        for seed in (1, 1, 2)
+    ]
+    assert draws[0] == draws[1] != draws[2]
+    assert [len(own) for own in draws[0]] == [3] * 6
+    assert draws[0][5] == (None, None, None), "a row whose question does not fit"
 
 
 def test_a_run_that_solves_ends_with_pass_at_1_and_an_adapter(place: Place, tmp_path: Path) -> None:
