@@ -15,7 +15,7 @@ from mathverify_sweep.specs import ColumnsSpec
 
 _MARK = re.compile(r"<<[^<>]*>>")
 _END = re.compile(r"####\s*(.*)\s*$", re.DOTALL)
-_NUMBER = re.compile(rf"(?:(?:^|(?<=[\s=(:]))(-)\s?)?\$?({NUMBER})")
+_NUMBER = re.compile(rf"(?:(?:^|(?<=[\s=(:]))(-))?\$?({NUMBER})")
 
 
 def solved_rows_of(table: Table, columns: ColumnsSpec) -> tuple[list[Row], int]:

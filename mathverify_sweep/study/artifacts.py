@@ -93,15 +93,12 @@ def _figures(metrics: Metrics, baselines: Mapping[str, float]) -> str:
         (name, f"**{metrics.accuracy:.4f}** (95 %: {interval}; {metrics.rows:,} rows)"),
         *((f"accuracy of {name.replace('_', ' ')}", f"{accuracy:.4f}") for name, accuracy in baselines.items()),
     ]
-    rows += (
-        []
-        if not metrics.has_classes
-        else [
+    if metrics.has_classes:
+        rows += [
             ("precision, recall, F1", f"{metrics.precision:.4f}, {metrics.recall:.4f}, {metrics.f1:.4f}"),
             ("log-loss, AUC", f"{metrics.log_loss:.4f}, {metrics.auc:.4f}"),
             (f"accuracy at threshold {metrics.threshold:.2f}", f"{metrics.accuracy_at_threshold:.4f}"),
         ]
-    )
     return "| validation | |\n|---|---|\n" + "\n".join(f"| {name} | {figure} |" for name, figure in rows)
 
 

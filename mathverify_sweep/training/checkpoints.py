@@ -182,7 +182,7 @@ def _digest(order: Order, decisive: dict[str, Any], params: dict[str, Any]) -> s
         **spec.model_dump(mode="json", include={"base_model", "max_length", "seed"}),
         "params": params,
         "data_fingerprint": spec.data_fingerprint,
-        "prompt": prompts.find(spec.params.prompt_template, spec.prompt_texts),
+        "prompt": prompts.find(spec.params.prompt_template, spec.prompt_texts, spec.data.task),
         "start_adapter": adapters.digest(order.start_adapter) if order.start_adapter else None,
     }
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()

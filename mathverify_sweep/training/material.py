@@ -99,8 +99,11 @@ class Library:
         rows = self.data(wanted.data, wanted.data_fingerprint).split(wanted.split)[: wanted.count]
         loaded = self.base(wanted.base_model)
         if wanted.data.task == "solving":
-            end = loaded.tokenizer.eos_token_id if wanted.split == "train" else None
-            encoded = encode_solving(rows, wanted.template_text, loaded.tokenizer, wanted.max_length, end)
+            end = loaded.tokenizer.eos_token_id
+            if not isinstance(end, int):
+                raise ModelError("the tokenizer must have a token that ends a text, or a solution would have no end")
+            behind = end if wanted.split == "train" else None
+            encoded = encode_solving(rows, wanted.template_text, loaded.tokenizer, wanted.max_length, behind)
         else:
             encoded = encode(rows, wanted.template_text, loaded.tokenizer, wanted.max_length)
         if not encoded.rows:

@@ -26,6 +26,7 @@ GSM8K = Table(
         ("so she pays $12.50.", "12.50"),
         ("it is 3-2", "2"),
         ("the rest is -4", "-4"),
+        ("that is 5 - 2", "2"),
         ("none", None),
     ],
 )

@@ -17,6 +17,7 @@ from mathverify_sweep.training import solve
 from mathverify_sweep.training.engine import PackedEngine
 from mathverify_sweep.training.material import Library
 from mathverify_sweep.training.reference import ReferenceEngine
+from tests.training.packed.company import adapter_of, largest_difference
 from tests.training.tiny_fixture import Place, Recorder, trained
 
 CPU = torch.device("cpu")
@@ -85,6 +86,32 @@ def test_a_run_that_solves_ends_with_pass_at_1_and_an_adapter(place: Place, tmp_
     assert result.value == result.metrics.accuracy == result.metrics.accuracy_at_threshold
     assert set(result.log_odds) <= {-1.0, 1.0}
     assert result.metrics.threshold == 0
+
+
+def test_a_template_of_ones_own_asks_for_the_question_alone(place: Place, tmp_path: Path) -> None:
+    spec = solving(place, prompt_texts={"mine": "{question} Work it out:"})
+    spec = spec.model_copy(update={"params": spec.params.model_copy(update={"prompt_template": "mine"})})
+    result = trained(ReferenceEngine("cpu"), spec, tmp_path, Recorder(), checkpoint_seconds=0.0)
+    assert result.end_reason is EndReason.FINISHED
+
+
+@pytest.mark.parametrize("prompt_weight", [0.0, 0.3])
+def test_steps_over_solutions_are_the_same_in_both_engines(place: Place, tmp_path: Path, prompt_weight: float) -> None:
+    """The packed engine trains what it cannot judge yet; its looks, which this test does not read, mean nothing."""
+
+    class Trains(PackedEngine):
+        def unsupported(self, *_: object) -> None:
+            return None
+
+    spec = solving(place)
+    params = spec.params.model_copy(update={"prompt_loss_weight": prompt_weight})
+    spec = spec.model_copy(update={"params": params, "micro_batch_tokens": 150})
+    theirs, ours = Recorder(), Recorder()
+    trained(ReferenceEngine("cpu"), spec, tmp_path / "reference", theirs)
+    trained(Trains("cpu"), spec, tmp_path / "packed", ours)
+    assert len(ours.losses) == 8
+    assert ours.losses == pytest.approx(theirs.losses, abs=1e-5)
+    assert largest_difference(adapter_of(tmp_path / "reference"), adapter_of(tmp_path / "packed")) < 1e-5
 
 
 def test_the_packed_engine_says_that_it_does_not_generate(place: Place) -> None:
