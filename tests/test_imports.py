@@ -80,6 +80,16 @@ def test_said_twice_a_table_changes_nothing(engine: Engine, study: StudyHandle, 
 
 
 @sqlite_only
+def test_settings_that_are_enqueued_already_are_not_enqueued_again(
+    engine: Engine, study: StudyHandle, tmp_path: Path
+) -> None:
+    study.enqueue({"learning_rate": 1e-4, "lora_r": 8})
+    text = "lr,r,arm\n1e-4,8,there\n1e-4,16,new\n1e-4,16,the same\n"
+    assert imports.from_table(engine, study, written(tmp_path, text), completed=False).added == 1
+    assert len(trials(engine)) == 2
+
+
+@sqlite_only
 def test_scores_that_count_are_for_the_sampler_and_choose_no_trial(
     engine: Engine, study: StudyHandle, tmp_path: Path
 ) -> None:

@@ -32,26 +32,36 @@ class Known:
 
 
 def add(engine: Engine, name: str, space: SearchSpace, known: Sequence[Known]) -> int:
-    """Enqueue these, or add those with a value as complete; how many were not there yet. Repeatable."""
+    """Enqueue these, or add those with a value as complete; how many were not there yet. Repeatable.
+
+    Settings that are enqueued already, from wherever, are there.
+    """
+    added = 0
     with one_at_a_time(engine), opened(engine) as storage:
         study = optuna.load_study(study_name=name, storage=storage)
-        there = [trial.user_attrs.get(IMPORTED) for trial in study.get_trials(deepcopy=False)]
-        new = [each for each in known if dict(each.origin) not in there]
-        for each in new:
+        trials = study.get_trials(deepcopy=False)
+        there = [trial.user_attrs.get(IMPORTED) for trial in trials]
+        planned = [trial.system_attrs.get("fixed_params") for trial in trials]
+        for each in known:
+            settings = dict(each.settings)
+            if dict(each.origin) in there or (each.value is None and settings in planned):
+                continue
+            added += 1
             attributes = {IMPORTED: dict(each.origin)}
             if each.value is None:
-                study.enqueue_trial(dict(each.settings), user_attrs=attributes)
+                study.enqueue_trial(settings, user_attrs=attributes)
+                planned.append(settings)
                 continue
             distributions = {
-                axis.name: spaces.distribution(axis.distribution) for axis in space.axes if axis.name in each.settings
+                axis.name: spaces.distribution(axis.distribution) for axis in space.axes if axis.name in settings
             }
             study.add_trial(
                 optuna.trial.create_trial(
                     state=TrialState.COMPLETE,
                     value=each.value,
-                    params=dict(each.settings),
+                    params=settings,
                     distributions=distributions,
                     user_attrs=attributes,
                 )
             )
-    return len(new)
+    return added
