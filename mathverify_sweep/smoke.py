@@ -11,8 +11,8 @@ from mathverify_sweep.specs import BaseModelSpec
 
 TRIALS = 2
 """Trials of a smoke run: of what is enqueued, the first two."""
-TRAIN_ROWS = 64
-STAGES = (40, 56)
+TRAIN_ROWS = 48
+STAGES = (40, 48)
 """Rows of a promotion's stages, two at most. A trunk needs a whole effective batch before its first cooldown."""
 ROUND_STEPS = 2
 
@@ -35,10 +35,10 @@ def smoke(config: SweepConfig) -> SweepConfig:
         "validation_share": 0.2,
         "test_share": 0.1,
         "gate_share": 0.05,
-        "validation_rows": 40,
+        "validation_rows": 24,
         "train_rows": TRAIN_ROWS,
     }
-    told["training"] |= {"max_length": 512, "rung_rows": 20, "micro_batch_tokens": None, "max_new_tokens": 24}
+    told["training"] |= {"max_length": 512, "rung_rows": 12, "micro_batch_tokens": None, "max_new_tokens": 24}
     if config.rungs:
         told["pruner"]["min_rows"] = TRAIN_ROWS // 2
     told["budget"] = {"trials": TRIALS}

@@ -49,7 +49,7 @@ Overrides = Annotated[
 ]
 Smoke = Annotated[
     bool,
-    typer.Option("--smoke", help="Small: the built-in model, 64 generated rows, two trials; under a name of its own."),
+    typer.Option("--smoke", help="Small: the built-in model, 48 generated rows, two trials; under a name of its own."),
 ]
 _DATABASE = "Database: `sqlite:///FILE` or `postgresql://USER:PASSWORD@HOST/NAME`."
 Storage = Annotated[str, typer.Option("--storage", envvar="OPTUNA_STORAGE", metavar="URL", help=_DATABASE)]
