@@ -51,26 +51,27 @@ def main() -> None:
     if options.measure:
         print(json.dumps(_measure(options)))
         return
+    print(f"{'':44}{'samples/s':>10}{'judged/s':>10}{'memory, GB':>12}{'last loss':>11}{'took, s':>9}", flush=True)
     results = [_in_processes(f"packed {runs}") for runs in options.packed]
-    results += (trl := [_in_processes(name) for name in TRL])
-    by_rate = sorted(trl, key=lambda result: -float(result.get("samples_per_second", 0)))
+    results += [_in_processes(name) for name in UNSLOTH if options.unsloth]
+    trl = [_in_processes(name) for name in TRL]
+    results += trl
+    by_rate = sorted(trl, key=_rate_of, reverse=True)
     for rival in by_rate:
         results.append(_in_processes(rival["name"], processes=options.concurrent))
         if "error" not in results[-1]:
             break
-    results += [_in_processes(name) for name in UNSLOTH if options.unsloth]
-    print(f"{'':44}{'samples/s':>10}{'x best TRL':>12}{'judged/s':>10}{'memory, GB':>12}{'last loss':>11}")
-    for result in results:
-        print(f"{result['name']:44}{_line(result, by_rate[0].get('samples_per_second', float('nan')))}")
+    for name, rivals in {"TRL": TRL, "Unsloth": UNSLOTH}.items():
+        best = max((_rate_of(result) for result in results if result["name"] in rivals), default=0.0)
+        if best:
+            ratios = [f"{result['name']}: {_rate_of(result) / best:.2f}" for result in results]
+            print(f"\nTimes the best configuration of {name}: " + ", ".join(ratios))
     if options.json:
         options.json.write_text(json.dumps({**_circumstances(options), "results": results}, indent=1), encoding="utf-8")
 
 
-def _line(result: dict[str, Any], best: float) -> str:
-    if "error" in result:
-        return f" {result['error']}"
-    rate, judged, memory = (result[key] for key in ("samples_per_second", "judged_per_second", "peak_memory_bytes"))
-    return f"{rate:10.1f}{rate / best:12.2f}{judged or '':>10}{memory / 1e9:12.1f}{result['last_loss']:11.4f}"
+def _rate_of(result: dict[str, Any]) -> float:
+    return float(result.get("samples_per_second", 0.0))
 
 
 def _options() -> argparse.Namespace:
@@ -94,32 +95,38 @@ def _options() -> argparse.Namespace:
 
 
 def _in_processes(name: str, processes: int = 1) -> dict[str, Any]:
-    """One measurement; of several processes at once their rates and memory add up. Or an `error`."""
+    """One measurement, printed; of several processes at once their rates and memory add up. Or an `error`."""
     command = [sys.executable, "-m", "benchmarks.engine", *sys.argv[1:], "--measure", name]
     environment = dict(os.environ)
     if name in UNSLOTH:
         environment["PYTHONPATH"] = f"{_options().unsloth}:{environment.get('PYTHONPATH', '')}"
-    print(f"{name}, {processes} at once" if processes > 1 else name, file=sys.stderr, flush=True)
-    pipe = subprocess.PIPE
-    started = [
-        subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment) for _ in range(processes)
-    ]
+    began = time.monotonic()
+    made = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
+    started = [subprocess.Popen(command, **made) for _ in range(processes)]
     with ThreadPoolExecutor(processes) as readers:
         told = list(readers.map(subprocess.Popen.communicate, started))
     shown = name if processes == 1 else f"{processes} processes of {name}"
     failed = [errors for process, (_, errors) in zip(started, told, strict=True) if process.returncode]
     if failed:
-        print(failed[0][-2_000:], file=sys.stderr)
         last = failed[0].strip().splitlines()[-1:] or ["no message"]
-        return {"name": shown, "error": f"{len(failed)} of {processes} failed: {last[0][:100]}"}
+        print(failed[0][-2_000:], file=sys.stderr)
+        print(f"{shown:44}  {len(failed)} of {processes} failed", flush=True)
+        return {"name": shown, "error": last[0]}
     results = [json.loads(lines.strip().splitlines()[-1]) for lines, _ in told]
+    rate, memory, samples, loss = (
+        sum(result[key] for result in results)
+        for key in ("samples_per_second", "peak_memory_bytes", "samples", "last_loss")
+    )
+    judged = results[0].get("judged_per_second") or ""
+    seconds = time.monotonic() - began
+    print(f"{shown:44}{rate:10.1f}{judged:>10}{memory / 1e9:12.1f}{loss / processes:11.4f}{seconds:9.0f}", flush=True)
     return {
         "name": shown,
-        "samples_per_second": sum(result["samples_per_second"] for result in results),
-        "peak_memory_bytes": sum(result["peak_memory_bytes"] for result in results),
-        "last_loss": sum(result["last_loss"] for result in results) / processes,
-        "samples": sum(result["samples"] for result in results),
-        "judged_per_second": results[0].get("judged_per_second"),
+        "samples_per_second": rate,
+        "peak_memory_bytes": memory,
+        "last_loss": loss / processes,
+        "samples": samples,
+        "judged_per_second": judged or None,
     }
 
 

@@ -23,7 +23,7 @@ import torch
 from mathverify_sweep.errors import ModelError, TrainingEnded
 from mathverify_sweep.specs import BaseModelSpec, DataSpec, RunResult, RunSpec, Split
 from mathverify_sweep.states import EndReason
-from mathverify_sweep.training import adapters, device
+from mathverify_sweep.training import device
 from mathverify_sweep.training.checkpoints import start_over
 from mathverify_sweep.training.material import Library, Material
 from mathverify_sweep.training.order import Order
@@ -95,14 +95,11 @@ class PackedEngine:
         ready = self._made_ready(spec)
         count = len(self._library.data(spec.data, spec.data_fingerprint).split(split))
         rows = self._library.rows(spec, split, count).rows
-        weights = None
-        if adapter is not None:
-            with adapters.attached(ready.model.base, spec, adapter) as attached:
-                weights = ready.model.weights(attached, spec.params)
+        weights = None if adapter is None else ready.model.weights(spec, adapter)
         return tuple(log_odds(ready.model, weights, rows, count, ready.budget))
 
     def _next(self) -> list[str]:
-        """Runs for one pass, in turn, as far as the token budget reaches; at least one."""
+        """Runs for one pass, in turn, as far as the token budget reaches; at least one, whatever it takes."""
         assert self._ready is not None
         chosen: list[str] = []
         room = self._ready.budget.tokens
@@ -143,7 +140,7 @@ class PackedEngine:
         longest = max(slot.longest for slot in self._slots.values())
         if device.is_out_of_memory(error) and budget.shrink(longest):
             log.warning("out of memory: passes of %d tokens from here on", budget.tokens)
-            self._ready.model.expect(budget.tokens, longest)
+            self._ready.model.expect(budget, longest)
             for slot in self._slots.values():
                 slot.redo()
         elif len(run_ids) > 1:
@@ -173,7 +170,7 @@ class PackedEngine:
         planned = plan.make(loaded, spec)
         model = PackedModel(loaded, planned)
         budget = measure.budget(model, planned, spec, self._tokens_asked)
-        model.expect(budget.tokens, spec.max_length)
+        model.expect(budget, spec.max_length)
         self._ready = _Ready(model, planned, budget)
         log.info("%s", planned.told(budget))
         return self._ready

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from mathverify_sweep.paths import adapter_folder
@@ -95,5 +96,5 @@ class ReferenceEngine:
             course.catch_up(evaluate)
             train(material.base, model, spec, epoch, lambda step, fill: course.after(step, evaluate, fill))
             judged, odds = course.finish(evaluate)
-            adapters.keep(model, target)
+            adapters.keep(partial(adapters.save, model, target), target)
         return course.finished(judged, odds, target.name)

@@ -13,7 +13,7 @@ import torch
 from mathverify_sweep.data.encode import EncodedRow
 from mathverify_sweep.paths import token_budgets_file
 from mathverify_sweep.specs import RunSpec
-from mathverify_sweep.training import adapters, device
+from mathverify_sweep.training import device
 from mathverify_sweep.training.packed.model import PackedModel
 from mathverify_sweep.training.packed.plan import CPU_EVALUATION_TOKENS, CPU_TOKENS, Budget, Plan, candidates
 from mathverify_sweep.training.packed.stream import Share
@@ -32,10 +32,8 @@ _REPEATS = 3
 def budget(model: PackedModel, plan: Plan, spec: RunSpec, asked: int | None) -> Budget:
     """As asked for; else a CPU's is known, and a GPU's the smallest that is near its best rate with this model."""
     if model.base.device.type == "cpu":
-        return Budget(asked or CPU_TOKENS, asked or CPU_EVALUATION_TOKENS)
-    tokens = asked or _remembered_or_measured(model, plan, spec)
-    # Forward only, a layer's activations are gone when the next one is through.
-    return Budget(tokens, 2 * tokens)
+        return Budget(asked or CPU_TOKENS, asked or CPU_EVALUATION_TOKENS, asked or CPU_TOKENS)
+    return _budget(asked or _remembered_or_measured(model, plan, spec), asked or plan.most_tokens)
 
 
 def smallest_near_peak(rates: Mapping[int, float]) -> int:
@@ -48,12 +46,11 @@ def rates(
     model: PackedModel, spec: RunSpec, budgets: Sequence[int], clock: Callable[[], float] = time.perf_counter
 ) -> dict[int, float]:
     """Trained tokens a second at each budget, ascending, as far up as memory reaches: at the first in any case."""
-    with adapters.attached(model.base, spec, None) as attached:
-        weights = model.weights(attached, spec.params)
+    weights = model.weights(spec, None)
     measured: dict[int, float] = {}
     for tokens in budgets:
         share = Share(weights, _made_up(model, min(_ROW, spec.max_length), tokens), whole=1.0)
-        model.expect(tokens, spec.max_length)
+        model.expect(_budget(tokens, tokens), spec.max_length)
         try:
             model.train([share])  # the first chooses kernels and takes memory
             _finish(model)
@@ -88,6 +85,11 @@ def _remembered_or_measured(model: PackedModel, plan: Plan, spec: RunSpec) -> in
     partial.write_text(json.dumps(known, indent=1), encoding="utf-8")
     partial.replace(file)
     return known[key]
+
+
+def _budget(tokens: int, of_one: int) -> Budget:
+    # Forward only, a layer's activations are gone when the next one is through.
+    return Budget(tokens, 2 * tokens, of_one)
 
 
 def _made_up(model: PackedModel, length: int, tokens: int) -> list[EncodedRow]:
