@@ -4,8 +4,8 @@
     python -m benchmarks.growth --device cuda:0 --base FOLDER --data FILE --runs 1 2 4 8 16 32 --ranks 8 16 32 64 128 \\
         --budgets 2048 4096 8192 16384 32768
 
-One process, one base model. Samples a second are those of the optimizer steps that all runs take side by side, after
-passes of every shape have been recorded; memory is the most that was allocated meanwhile, the base included. Budgets
+One process, one base model. Samples a second are those of the optimizer steps that all runs take side by side, when the
+same runs have been trained once before; memory is the most that was allocated meanwhile, the base included. Budgets
 are measured as a worker measures them, by one run whose made-up rows fill a pass. Prints three tables.
 """
 
@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.engine import WARM_STEPS, Clock, spec_of
+from benchmarks.engine import Clock, spec_of
 from mathverify_sweep.training import device
 from mathverify_sweep.training.engine import PackedEngine
 from mathverify_sweep.training.material import Library
@@ -86,7 +86,7 @@ def _spec(options: argparse.Namespace, rank: int, number: int) -> Any:
 
 def _side_by_side(engine: PackedEngine, specs: Sequence[Any]) -> float:
     """Samples a second from the first step of the last run to the first end."""
-    _until_an_end(engine, [spec.model_copy(update={"train_rows": WARM_STEPS * _batch(spec)}) for spec in specs])
+    _until_an_end(engine, specs)  # shapes of passes are recorded when they are met
     steps = _until_an_end(engine, specs)
     began = steps[len(specs) - 1][0]
     return sum(rows for when, rows in steps if when > began) / (steps[-1][0] - began)
