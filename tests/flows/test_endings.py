@@ -14,7 +14,9 @@ from mathverify_sweep.states import EndReason, RunState
 from mathverify_sweep.store import runs
 from mathverify_sweep.store.database import connect
 from mathverify_sweep.store.runs import Point, WorkerIdentity
-from tests.flows.commands import SWEEP, Shell, ended
+from tests.flows.commands import FIRST_ON_POSTGRESQL, SWEEP, Shell, ended
+
+pytestmark = FIRST_ON_POSTGRESQL
 
 ONE_LONG_TRIAL = SWEEP.replace(
     "generated_rows: 1_500, train_rows: 256", "generated_rows: 2_000, train_rows: 1_000"
