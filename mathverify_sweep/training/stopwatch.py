@@ -179,13 +179,14 @@ class _Stopwatch:
     def watched(self, settings: Iterator[RunSpec], most: int) -> _Round:
         """Runs that are started until `most` are there, or the engine has no use for another one; then watched."""
         found = _Round(self._clock)
-        while len(found.watches) < most and self._engine.free_slots():
-            spec = _long(next(settings))
-            self._start(spec, found.add(spec))
-            if len(found.watches) == most or not self._engine.free_slots():
-                found.fill()  # an engine of one slot trains until the run ends
-            self._step()
-        while self._running:
+        is_full = False
+        while not is_full or self._running:
+            if not is_full:
+                spec = _long(next(settings))
+                self._start(spec, found.add(spec))
+                is_full = len(found.watches) == most or not self._engine.free_slots()
+                if is_full:
+                    found.fill()  # before the step, in which an engine of one slot trains to the end of the run
             self._step()
         return found
 

@@ -149,7 +149,8 @@ def test_real_engines_are_measured_with_runs_of_their_own(
     heard: list[str] = []
     engine: Engine = kind("cpu")
     # At this rate the model would be ruined in a few steps.
-    found = stopwatch.measure(engine, [place.spec(params={"learning_rate": 10.0})], tmp_path, heard.append)
+    specs = [place.spec(params={"learning_rate": 10.0, "lora_r": rank}) for rank in (4, 8)]
+    found = stopwatch.measure(engine, specs, tmp_path, heard.append)
     assert found.rates.slots == 1
     assert found.rates.alone == found.rates.together > 1
     assert found.rates.validation_rows > 40
