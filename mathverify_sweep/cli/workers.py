@@ -166,7 +166,7 @@ def plan(
     overrides: Overrides = None,
     form: As = Format.table,
 ) -> None:
-    """Predict memory, speed, time and device-hours of a sweep, by measuring on this device. Creates and trains nothing.
+    """Predict memory, speed, time and device-hours of a sweep, by measuring on this device. Creates nothing.
 
     Takes from half a minute to some minutes. What it measures is kept in your cache: workers of this study on such a
     device then have `mvsweep status` and the report hold what they take against it.

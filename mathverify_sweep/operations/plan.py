@@ -27,7 +27,7 @@ ASSUMED = (
     "Measured: rows a second, what comes beside, memory; with rows of this study and settings from all of its space.",
     "Assumed: trials get no better with time. Those of a sampler that learns are pruned later, and take longer.",
     "Assumed: workers are busy to the end. The last runs have fewer beside them, and take longer where runs share.",
-    "Not in it: second attempts, and waiting for the database or W&B.",
+    "Not in it: second attempts, waiting for the database or W&B, budgets of hours and deadlines that end it early.",
 )
 
 

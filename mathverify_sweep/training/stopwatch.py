@@ -18,7 +18,7 @@ from mathverify_sweep.specs import Frozen, RunResult, RunSpec
 from mathverify_sweep.states import EndReason, Verdict
 from mathverify_sweep.training.order import Engine, Order
 
-WARM_STEPS, WARM_SECONDS = 2, 1.5
+WARM_STEPS, WARM_SECONDS = 4, 2.5
 """Every run's first steps, and so many seconds, are not counted: kernels are chosen then, and passes recorded."""
 STEPS, SECONDS = 3, 2.5
 """How long runs are watched: every one for more steps than this, all together for so many seconds."""

@@ -36,8 +36,8 @@ from mathverify_sweep.worker.messages import (
     Sample,
     Start,
     Stepped,
+    Timed,
     ToEngine,
-    Told,
 )
 
 STEPPED_SECONDS = 5.0
@@ -204,7 +204,7 @@ def _measure(engine: Engine, sample: Sample, device: str, worker: _Worker) -> No
     except MvsweepError as error:
         worker.tell(Refused(message=str(error)))
         return
-    worker.tell(Told(measured=measured, device_bytes=devices.total_memory(devices.find(device))))
+    worker.tell(Timed(measured=measured, device_bytes=devices.total_memory(devices.find(device))))
 
 
 def _begin(engine: Engine, start: Start, worker: _Worker) -> None:

@@ -24,7 +24,7 @@ from mathverify_sweep.rates import Rates
 from mathverify_sweep.specs import RunSpec
 from mathverify_sweep.worker.devices import Device
 from mathverify_sweep.worker.engine import Engine, EngineOptions
-from mathverify_sweep.worker.messages import Measuring, Prepare, Ready, Refused, Sample, Told
+from mathverify_sweep.worker.messages import Measuring, Prepare, Ready, Refused, Sample, Timed
 
 Tell = Callable[[str], None]
 """Hears what is going on, in words."""
@@ -56,10 +56,11 @@ class Found:
 def measure(bench: Bench, tell: Tell) -> Found:
     """Measure, which takes some seconds to minutes. Raises MvsweepError."""
     with tempfile.TemporaryDirectory(prefix="mvsweep-plan-") as folder:
-        children = [_Child(bench, Path(folder) / f"{number}") for number in range(bench.engines)]
+        children: list[_Child] = []
         try:
             tell("loading the base model and the data")
-            while waiting := [child for child in children if child.told is None]:
+            children += (_Child(bench, Path(folder) / f"{number}") for number in range(bench.engines))
+            while waiting := [child for child in children if child.timed is None]:
                 wait([child.engine.connection for child in waiting])
                 for child in waiting:
                     child.hear(tell if child is children[0] else lambda _: None)
@@ -92,7 +93,7 @@ class _Child:
         self._started = time.monotonic()
         self.load_seconds = 0.0
         self.ready: Ready | None = None
-        self.told: Told | None = None
+        self.timed: Timed | None = None
         self.engine = Engine(bench.device, bench.options, folder / "engine.log")
         sample = Sample(specs=bench.specs, folder=str(folder))
         self.engine.send(
@@ -109,21 +110,21 @@ class _Child:
             self.load_seconds = time.monotonic() - self._started
         elif isinstance(message, Measuring):
             tell(message.what)
-        elif isinstance(message, Told):
-            self.told = message
+        elif isinstance(message, Timed):
+            self.timed = message
 
 
 def _together(children: Sequence[_Child]) -> Found:
-    ready, told = children[0].ready, [child.told for child in children if child.told]
+    ready, timed = children[0].ready, [child.timed for child in children if child.timed]
     assert ready is not None
     return Found(
-        rates=rates.mean([one.measured.rates for one in told]),
+        rates=rates.mean([one.measured.rates for one in timed]),
         engine=ready.engine,
         note=ready.note,
-        how=told[0].measured.how,
+        how=timed[0].measured.how,
         load_seconds=fmean(child.load_seconds for child in children),
-        peak_bytes=max(one.measured.peak_memory_bytes for one in told),
-        device_bytes=told[0].device_bytes,
+        peak_bytes=max(one.measured.peak_memory_bytes for one in timed),
+        device_bytes=timed[0].device_bytes,
     )
 
 

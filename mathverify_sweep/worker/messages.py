@@ -87,10 +87,10 @@ class Measuring(Frozen):
     what: str
 
 
-class Told(Frozen):
+class Timed(Frozen):
     """From the engine: how fast it is. `device_bytes`: memory that its device has."""
 
-    kind: Literal["told"] = "told"
+    kind: Literal["timed"] = "timed"
     measured: Measured
     device_bytes: int
 
@@ -136,7 +136,7 @@ class Ended(Frozen):
 
 
 ToEngine = Prepare | Start | Answer | Interrupt
-FromEngine = Ready | Room | Measuring | Told | Refused | Logged | Reported | Stepped | Ended
+FromEngine = Ready | Room | Measuring | Timed | Refused | Logged | Reported | Stepped | Ended
 
 _TO_ENGINE: TypeAdapter[ToEngine] = TypeAdapter(Annotated[ToEngine, Field(discriminator="kind")])
 _FROM_ENGINE: TypeAdapter[FromEngine] = TypeAdapter(Annotated[FromEngine, Field(discriminator="kind")])
