@@ -90,6 +90,10 @@ class PackedEngine:
         ended, self._ended = self._ended, []
         return ended
 
+    def told(self) -> str:
+        """How memory is used, once a run has been taken."""
+        return self._ready.plan.told(self._ready.budget) if self._ready else "packed engine"
+
     def score(self, spec: RunSpec, adapter: Path | None, split: Split) -> tuple[float, ...]:
         """The log-odds of a split's rows in its order, by an adapter of the spec's shape or by the base model alone."""
         ready = self._made_ready(spec)

@@ -56,6 +56,10 @@ class ReferenceEngine:
             result = RunResult(end_reason=EndReason.CRASHED, message=traceback.format_exc(limit=-12))
         return [(run_id, result)]
 
+    def told(self) -> str:
+        """One line."""
+        return "reference engine: one run at a time"
+
     def score(self, spec: RunSpec, adapter: Path | None, split: Split) -> tuple[float, ...]:
         """The log-odds of a split's rows in its order, by an adapter of the spec's shape or by the base model alone."""
         loaded = self._library.base(spec.base_model)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 import time
@@ -10,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
+from mathverify_sweep import remembered
 from mathverify_sweep.data.encode import EncodedRow
 from mathverify_sweep.paths import token_budgets_file
 from mathverify_sweep.specs import RunSpec
@@ -69,22 +69,16 @@ def rates(
 
 def _remembered_or_measured(model: PackedModel, plan: Plan, spec: RunSpec) -> int:
     file = token_budgets_file()
-    try:
-        known: dict[str, int] = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # there is none yet, or another process is writing it
-        known = {}
+    known = remembered.read(file)
     base = model.base.spec
     key = " ".join(map(str, (base.name, base.revision, base.quantization, model.base.compute_dtype, plan.way, _gpu())))
     if isinstance(known.get(key), int):
-        return min(known[key], plan.most_tokens)
+        return min(int(known[key]), plan.most_tokens)
     measured = rates(model, spec, candidates(plan, spec.max_length))
-    known[key] = smallest_near_peak(measured)
+    found = smallest_near_peak(measured)
     log.info("tokens at once and tokens a second: %s", ", ".join(f"{t}: {r:.0f}" for t, r in measured.items()))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(f".{random.getrandbits(32):08x}.partial")
-    partial.write_text(json.dumps(known, indent=1), encoding="utf-8")
-    partial.replace(file)
-    return known[key]
+    remembered.write(file, key, found)
+    return found
 
 
 def _budget(tokens: int, of_one: int) -> Budget:

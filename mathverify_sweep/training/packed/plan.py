@@ -7,7 +7,6 @@ Prefers speed: unpacked weights where they leave room, activations kept where th
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ from torch import nn
 
 from mathverify_sweep.specs import RunSpec
 from mathverify_sweep.training.base import BaseModel, bytes_per_token
+from mathverify_sweep.training.device import total_memory
 
 CPU_TOKENS, CPU_EVALUATION_TOKENS = 2_048, 4_096
 """On one core the built-in model trains 160 rows a second at 400 tokens at once, 200 at 1,500, and no more above."""
@@ -191,6 +191,6 @@ def _shape(module: Linear4bit) -> torch.Size:
 def _free_bytes(device: torch.device) -> int:
     if device.type == "cpu":
         # Of what the machine has, half: how much of it is free changes by the minute, and a plan should not.
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+        return total_memory(device) // 2
     free, _total = torch.cuda.mem_get_info(device)
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
