@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import grouped_mm
 
 from mathverify_sweep.training.packed.dropout import Dropout
-from mathverify_sweep.training.packed.layers import side_by_side
+from mathverify_sweep.training.packed.layers import through
+from mathverify_sweep.training.packed.pieces import Cut
+from mathverify_sweep.training.packed.products import add_outer, own, side_by_side, summed
 from mathverify_sweep.training.packed.weights import Layout, Views, Weights, moved
 
 
@@ -67,13 +68,13 @@ class Stack:
 
 @dataclass(frozen=True)
 class ManyRuns:
-    """The adapters of a stack on layers that read the same rows; those of each run end at `ends`, int32.
+    """The adapters of a stack on layers that read the same rows.
 
     `numbers` are those of the layers with adapters.
     """
 
     views: Views
-    ends: Tensor
+    runs: Cut
     numbers: Sequence[int]
     dropout: Dropout | None
 
@@ -84,32 +85,36 @@ class ManyRuns:
     def low(self, x: Tensor) -> Tensor:
         a = self.views.a.transpose(1, 2)
         if self.dropout is None:
-            return grouped_mm(x, a, offs=self.ends)
+            return own([(x, a)], self.runs)
         parts = zip(self.numbers, torch.split(a, self.views.rank, dim=2), strict=True)
-        return side_by_side([grouped_mm(self.dropout(x, number), part, offs=self.ends) for number, part in parts])
+        return side_by_side([own([(self.dropout(x, number), part)], self.runs) for number, part in parts])
 
-    def high(self, low: Tensor, at: int) -> Tensor:
-        return grouped_mm(low[:, self._columns(at)], self.views.b[at], offs=self.ends)
+    def output(self, x: Tensor, weight: Tensor, low: Tensor, at: int) -> Tensor:
+        return summed([(x, weight.t())], (low[:, self._columns(at)], self.views.b[at]), self.runs)
 
     def merged(self, weight: Tensor, at: int) -> None:
         """Nothing: they are several runs."""
 
-    def backward(self, x: Tensor, low: Tensor, gradients: Sequence[Tensor], *, wants_x: bool) -> Tensor | None:
-        views, ends = self.views, self.ends
+    def backward(
+        self, x: Tensor, low: Tensor, gradients: Sequence[Tensor], weights: Sequence[Tensor] | None
+    ) -> Tensor | None:
+        views, runs = self.views, self.runs
+        gradients = [gradient.contiguous() for gradient in gradients]
         for at, gradient in enumerate(gradients):
-            views.b_gradient[at].add_(grouped_mm(low[:, self._columns(at)].t(), gradient, offs=ends))
-        products = [grouped_mm(g, b.transpose(1, 2), offs=ends) for g, b in zip(gradients, views.b, strict=True)]
-        low_gradient = side_by_side(products)
+            add_outer(views.b_gradient[at], low[:, self._columns(at)], gradient, runs)
+        low_gradient = own([(g, b.transpose(1, 2)) for g, b in zip(gradients, views.b, strict=True)], runs)
         if self.dropout is None:
-            views.a_gradient.add_(grouped_mm(low_gradient.t(), x, offs=ends))
-            return grouped_mm(low_gradient, views.a, offs=ends) if wants_x else None
+            add_outer(views.a_gradient, low_gradient, x, runs)
+            if weights is None:
+                return None
+            return summed(list(zip(gradients, weights, strict=True)), (low_gradient, views.a), runs)
         x_gradient = torch.zeros_like(x)
         a, a_gradient = (torch.split(matrix, views.rank, dim=1) for matrix in (views.a, views.a_gradient))
         for at, number in enumerate(self.numbers):
             part = low_gradient[:, self._columns(at)]
-            a_gradient[at].add_(grouped_mm(part.t(), self.dropout(x, number), offs=ends))
-            x_gradient.add_(self.dropout(grouped_mm(part, a[at], offs=ends), number))
-        return x_gradient
+            add_outer(a_gradient[at], part, self.dropout(x, number), runs)
+            x_gradient.add_(self.dropout(own([(part, a[at])], runs), number))
+        return x_gradient if weights is None else through(x_gradient, gradients, weights)
 
     def _columns(self, at: int) -> slice:
         return slice(at * self.views.rank, (at + 1) * self.views.rank)

@@ -132,8 +132,9 @@ class Stream:
         self.noise, self.kept = map(self._there, (laid.noise, laid.kept))
         # None when every token is read.
         self.read = None if len(laid.read) == len(laid.ids) else self._there(laid.read)
-        # For kernels that work on pieces of rows.
+        # Rows, runs, and runs of the tokens that are read, for kernels that work on pieces of them.
         self.rows = Cut(self.row_ends[1:], len(laid.ids))
+        self.runs, self.runs_behind = Cut(self.token_ends, len(laid.ids)), Cut(self.read_ends, len(laid.read))
         self._rows_of_runs = np.searchsorted(laid.row_ends, laid.token_ends).tolist()
 
     def fill(self, laid: Laid) -> None:
