@@ -97,7 +97,7 @@ def jobs(*, small: bool) -> list[Job]:
     found += [*_matmuls(SMALL, many(65_536), 8, 64), *_matmuls(LARGE, many(16_384), 8, 64)]
     for runs, rank in ((8, 64), (16, 64), (8, 32), (8, 16)):
         found += _layers(SMALL, many(65_536), runs, rank)
-    return found + _layers(LARGE, many(16_384), 8, 64)
+    return [*found, *_layers(LARGE, many(16_384), 8, 64)]
 
 
 # Attention

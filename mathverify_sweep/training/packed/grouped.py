@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -82,15 +83,20 @@ class ManyRuns:
     def layers(self) -> Sequence[str]:
         return self.views.layers
 
+    @cached_property
+    def widest(self) -> int:
+        """The most numbers that a row has, read or given."""
+        return max(matrix.shape[2] for matrix in (self.views.a, *self.views.b))
+
     def low(self, x: Tensor) -> Tensor:
         a = self.views.a.transpose(1, 2)
         if self.dropout is None:
-            return own([(x, a)], self.runs)
+            return own([(x, a)], self.runs, self.widest)
         parts = zip(self.numbers, torch.split(a, self.views.rank, dim=2), strict=True)
-        return side_by_side([own([(self.dropout(x, number), part)], self.runs) for number, part in parts])
+        return side_by_side([own([(self.dropout(x, number), part)], self.runs, self.widest) for number, part in parts])
 
     def output(self, x: Tensor, weight: Tensor, low: Tensor, at: int) -> Tensor:
-        return summed([(x, weight.t())], (low[:, self._columns(at)], self.views.b[at]), self.runs)
+        return summed([(x, weight.t())], (low[:, self._columns(at)], self.views.b[at]), self.runs, self.widest)
 
     def merged(self, weight: Tensor, at: int) -> None:
         """Nothing: they are several runs."""
@@ -98,22 +104,22 @@ class ManyRuns:
     def backward(
         self, x: Tensor, low: Tensor, gradients: Sequence[Tensor], weights: Sequence[Tensor] | None
     ) -> Tensor | None:
-        views, runs = self.views, self.runs
+        views, runs, widest = self.views, self.runs, self.widest
         gradients = [gradient.contiguous() for gradient in gradients]
         for at, gradient in enumerate(gradients):
-            add_outer(views.b_gradient[at], low[:, self._columns(at)], gradient, runs)
-        low_gradient = own([(g, b.transpose(1, 2)) for g, b in zip(gradients, views.b, strict=True)], runs)
+            add_outer(views.b_gradient[at], low[:, self._columns(at)], gradient, runs, widest)
+        low_gradient = own([(g, b.transpose(1, 2)) for g, b in zip(gradients, views.b, strict=True)], runs, widest)
         if self.dropout is None:
-            add_outer(views.a_gradient, low_gradient, x, runs)
+            add_outer(views.a_gradient, low_gradient, x, runs, widest)
             if weights is None:
                 return None
-            return summed(list(zip(gradients, weights, strict=True)), (low_gradient, views.a), runs)
+            return summed(list(zip(gradients, weights, strict=True)), (low_gradient, views.a), runs, widest)
         x_gradient = torch.zeros_like(x)
         a, a_gradient = (torch.split(matrix, views.rank, dim=1) for matrix in (views.a, views.a_gradient))
         for at, number in enumerate(self.numbers):
             part = low_gradient[:, self._columns(at)]
-            add_outer(a_gradient[at], part, self.dropout(x, number), runs)
-            x_gradient.add_(self.dropout(own([(part, a[at])], runs), number))
+            add_outer(a_gradient[at], part, self.dropout(x, number), runs, widest)
+            x_gradient.add_(self.dropout(own([(part, a[at])], runs, widest), number))
         return x_gradient if weights is None else through(x_gradient, gradients, weights)
 
     def _columns(self, at: int) -> slice:

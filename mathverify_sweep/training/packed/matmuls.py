@@ -32,7 +32,7 @@ class Tile:
 
 
 OWN = Tile(128, 64, 64, 4, 3)
-SUMMED = Tile(128, 128, 64, 8, 3)
+SUMMED = Tile(128, 128, 64, 4, 3)
 OUTER = Tile(128, 64, 64, 4, 3)
 OUTER_ROWS = 2048
 """Rows of a run that one program of `add_outer` sums up."""
