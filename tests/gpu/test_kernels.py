@@ -12,7 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from mathverify_sweep.training.packed.grouped import ManyRuns, Stack
+from mathverify_sweep.training.packed.layers import OneRun
 from mathverify_sweep.training.packed.pieces import Cut
+from mathverify_sweep.training.packed.weights import Layout
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
@@ -148,6 +151,59 @@ def test_a_run_s_products_are_its_own() -> None:
         told.append((total[1], y[before : before + 200]))
     assert torch.isfinite(told[0][0]).all()
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(*told, strict=True))
+
+
+@pytest.mark.parametrize("with_dropout", [False, True], ids=["", "dropout"])
+@pytest.mark.parametrize("rank", [16, 64])
+@pytest.mark.parametrize(
+    ("inputs", "outputs"), [(64, (64, 32, 32)), (64, (96, 96)), (96, (64,)), (576, (192,))], ids=str
+)
+def test_what_several_runs_add_is_what_each_adds_alone(
+    inputs: int, outputs: tuple[int, ...], rank: int, with_dropout: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both ways through layers as small as the tests' base model's, and wider ones, against plain matmuls."""
+    from mathverify_sweep.training.packed import products
+
+    if INTERPRETED:
+        monkeypatch.setattr(products, "_ours", lambda *_: True)
+    lengths = [130, 0, 262, 8, 1]
+    names = ("q_proj", "k_proj", "v_proj")[: len(outputs)]
+    shapes: dict[str, tuple[int, ...]] = {f"{name}.lora_A.weight": (rank, inputs) for name in names}
+    shapes |= {f"{name}.lora_B.weight": (width, rank) for name, width in zip(names, outputs, strict=True)}
+    layout, tokens, numbers = Layout.of(shapes, rank), sum(lengths), range(len(names))
+    x = random(tokens, inputs, seed=0)
+    weights = [random(width, inputs, seed=1 + i) for i, width in enumerate(outputs)]
+    gradients = [random(tokens, width, seed=4 + i) for i, width in enumerate(outputs)]
+    masks = random(len(names), tokens, inputs, seed=7).gt(-1)
+
+    stack = Stack(layout, len(lengths), x)
+    views = stack.views(names)
+    assert views is not None
+    for i, view in enumerate([views.a, *views.b]):
+        view.copy_(random(*view.shape, seed=8 + i) / 4)
+    dropout = (lambda matrix, number: matrix * masks[number]) if with_dropout else None
+    several = ManyRuns(views, Cut(ends_of(lengths), tokens), numbers, dropout)
+    low = several.low(x)
+    ys = [several.output(x, weight, low, at) for at, weight in enumerate(weights)]
+    x_gradient = several.backward(x, low, gradients, weights)
+
+    exact = [weight.float() for weight in weights]
+    for run, rows in enumerate(slice(sum(lengths[:i]), sum(lengths[: i + 1])) for i in range(len(lengths))):
+        one = Stack(layout, 1, torch.empty((), device=DEVICE)).views(names)
+        assert one is not None
+        for mine, theirs in zip([one.a, *one.b], [views.a, *views.b], strict=True):
+            mine.copy_(theirs[run])
+        kept = (lambda matrix, number, rows=rows: matrix * masks[number, rows]) if with_dropout else None
+        alone, own = OneRun(one, numbers, kept), x[rows].float()
+        own_low = alone.low(own)
+        for at, weight in enumerate(exact):
+            near(ys[at][rows], alone.output(own, weight, own_low, at))
+        back = alone.backward(own, own_low, [gradient[rows].float() for gradient in gradients], exact)
+        assert x_gradient is not None
+        near(x_gradient[rows], back)
+        near(views.a_gradient[run], one.a_gradient)
+        for mine, theirs in zip(views.b_gradient, one.b_gradient, strict=True):
+            near(mine[run], theirs)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="only a GPU records")
