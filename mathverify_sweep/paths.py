@@ -98,8 +98,12 @@ def worker_log(output: Path, study_name: str, number: int) -> Path:
 
 def token_budgets_file() -> Path:
     """How many tokens at once make this user's devices busy, per model: measured once, of use to every study."""
-    cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(cache) / "mathverify-sweep" / "token-budgets.json"
+    return _cache() / "token-budgets.json"
+
+
+def rates_file() -> Path:
+    """How fast this user's devices are on studies, as `mvsweep plan` has measured."""
+    return _cache() / "rates.json"
 
 
 def artifacts_folder(output: Path) -> Path:
@@ -110,6 +114,10 @@ def artifacts_folder(output: Path) -> Path:
 def report_file(output: Path, study_name: str) -> Path:
     """The study's HTML page."""
     return study_folder(output, study_name) / "report.html"
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mathverify-sweep"
 
 
 def _resource(name: str) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import resource
+from functools import cache
 
 import torch
 
@@ -28,6 +29,12 @@ def find(name: str) -> torch.device:
     return torch.device("cuda", 0)
 
 
+@cache
+def is_hopper(device: torch.device) -> bool:
+    """Whether it is of the kind of GPU that the kernels written here have been tried on: H100, H200."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """PyTorch's own class for it, and the words of CUDA, cuBLAS and the CPU's allocator."""
     words = ("out of memory", "ALLOC_FAILED", "can't allocate memory")
@@ -46,6 +53,13 @@ def peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def total_memory(device: torch.device) -> int:
+    """Bytes of a GPU, whoever uses them; on a CPU of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def free_memory(device: torch.device) -> None:

@@ -23,7 +23,7 @@ import torch
 from mathverify_sweep.errors import ModelError, TrainingEnded
 from mathverify_sweep.specs import BaseModelSpec, DataSpec, RunResult, RunSpec, Split, Task
 from mathverify_sweep.states import EndReason
-from mathverify_sweep.training import adapters, device
+from mathverify_sweep.training import device
 from mathverify_sweep.training.checkpoints import start_over
 from mathverify_sweep.training.material import Library, Material
 from mathverify_sweep.training.order import Order
@@ -92,19 +92,20 @@ class PackedEngine:
         ended, self._ended = self._ended, []
         return ended
 
+    def told(self) -> str:
+        """How memory is used, once a run has been taken."""
+        return self._ready.plan.told(self._ready.budget) if self._ready else "packed engine"
+
     def score(self, spec: RunSpec, adapter: Path | None, split: Split) -> tuple[float, ...]:
         """The log-odds of a split's rows in its order, by an adapter of the spec's shape or by the base model alone."""
         ready = self._made_ready(spec)
         count = len(self._library.data(spec.data, spec.data_fingerprint).split(split))
         rows = self._library.rows(spec, split, count).rows
-        weights = None
-        if adapter is not None:
-            with adapters.attached(ready.model.base, spec, adapter) as attached:
-                weights = ready.model.weights(attached, spec.params)
+        weights = None if adapter is None else ready.model.weights(spec, adapter)
         return tuple(log_odds(ready.model, weights, rows, count, ready.budget))
 
     def _next(self) -> list[str]:
-        """Runs for one pass, in turn, as far as the token budget reaches; at least one."""
+        """Runs for one pass, in turn, as far as the token budget reaches; at least one, whatever it takes."""
         assert self._ready is not None
         chosen: list[str] = []
         room = self._ready.budget.tokens
@@ -145,7 +146,7 @@ class PackedEngine:
         longest = max(slot.longest for slot in self._slots.values())
         if device.is_out_of_memory(error) and budget.shrink(longest):
             log.warning("out of memory: passes of %d tokens from here on", budget.tokens)
-            self._ready.model.expect(budget.tokens, longest)
+            self._ready.model.expect(budget, longest)
             for slot in self._slots.values():
                 slot.redo()
         elif len(run_ids) > 1:
@@ -175,7 +176,7 @@ class PackedEngine:
         planned = plan.make(loaded, spec)
         model = PackedModel(loaded, planned)
         budget = measure.budget(model, planned, spec, self._tokens_asked)
-        model.expect(budget.tokens, spec.max_length)
+        model.expect(budget, spec.max_length)
         self._ready = _Ready(model, planned, budget)
         log.info("%s", planned.told(budget))
         return self._ready
