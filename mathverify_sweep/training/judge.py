@@ -1,25 +1,40 @@
-"""Rows of any origin, judged by trained adapters over one loaded base model: for what is no split of a study."""
+"""Rows of any origin, judged by trained adapters over one loaded base model: for what is no split of a study.
+
+Adapters that share a base are read in packed passes, all of them in each where the device gains by it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from torch import nn
 
 from mathverify_sweep.data import prompts
-from mathverify_sweep.data.encode import encode
+from mathverify_sweep.data.encode import Encoded, encode
 from mathverify_sweep.data.rows import Row
 from mathverify_sweep.specs import RunSpec
 from mathverify_sweep.training import adapters, base, device
 from mathverify_sweep.training.base import BaseModel
 from mathverify_sweep.training.evaluate import log_odds
 from mathverify_sweep.training.material import Library, require_positions
+from mathverify_sweep.training.packed import judging, ready
+from mathverify_sweep.training.packed.model import unsupported
+from mathverify_sweep.training.packed.ready import Ready
+from mathverify_sweep.training.packed.weights import Weights
 
-Score = Callable[[Sequence[Row]], list[float]]
-"""Rows to their log-odds, in their order; 0 for a row that does not fit `max_length` even when cut."""
+Score = Callable[[Sequence[Row]], list[list[float]]]
+"""Rows to the log-odds of each adapter, in their order; 0 for a row that does not fit `max_length` even when cut."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """An adapter's folder, and the spec of the run that left it there."""
+
+    spec: RunSpec
+    adapter: Path
 
 
 class Judge:
@@ -27,22 +42,53 @@ class Judge:
 
     def __init__(self, device_name: str) -> None:
         self._library = Library(device.find(device_name))
+        self._ready: Ready | None = None
 
-    @contextmanager
-    def reading(self, spec: RunSpec, adapter: Path) -> Iterator[Score]:
-        """Within it, rows are judged by this adapter of the spec's shape, in batches of as many tokens as fit.
+    def reader(self, trained: Sequence[Trained]) -> Score:
+        """What these adapters, all of one base model, say of rows, in batches of as many tokens as fit.
 
         Raises ModelError.
         """
+        spec = trained[0].spec
+        assert all(each.spec.base_model == spec.base_model for each in trained), "one base model at a time"
+        if self._ready is not None and self._ready.model.base.spec != spec.base_model:
+            self._ready = None  # it would stay in memory beside the next one
         loaded = self._library.base(spec.base_model)
-        with adapters.attached(loaded, spec, adapter) as model:
-            yield partial(read, loaded, model, spec)
+        if unsupported(loaded, spec.base_model):
+            return partial(_one_by_one, loaded, trained)
+        self._ready = self._ready or ready.make(loaded, spec)
+        return partial(_packed, self._ready, trained, [_weights(self._ready, each) for each in trained])
 
 
 def read(loaded: BaseModel, model: nn.Module, spec: RunSpec, rows: Sequence[Row]) -> list[float]:
-    """`Score` by the base's model, with or without an adapter on it, as the spec's prompt has it."""
+    """The log-odds of rows by the base's model, with or without an adapter on it, as the spec's prompt has them."""
+    tokens = base.evaluation_tokens(loaded, base.micro_batch_tokens(loaded, spec))
+    return log_odds(loaded, model, _encoded(loaded, spec, rows).rows, len(rows), tokens)
+
+
+def _packed(
+    made: Ready, trained: Sequence[Trained], weights: Sequence[Weights], rows: Sequence[Row]
+) -> list[list[float]]:
+    encoded = [_encoded(made.model.base, each.spec, rows).rows for each in trained]
+    readers = [judging.Reader(adapter, seen) for adapter, seen in zip(weights, encoded, strict=True)]
+    return judging.log_odds(made.model, readers, len(rows), made.budget)
+
+
+def _one_by_one(loaded: BaseModel, trained: Sequence[Trained], rows: Sequence[Row]) -> list[list[float]]:
+    said = []
+    for each in trained:
+        with adapters.attached(loaded, each.spec, each.adapter) as model:
+            said.append(read(loaded, model, each.spec, rows))
+    return said
+
+
+def _weights(made: Ready, trained: Trained) -> Weights:
+    with adapters.attached(made.model.base, trained.spec, trained.adapter) as attached:
+        return made.model.weights(attached, trained.spec.params)
+
+
+def _encoded(loaded: BaseModel, spec: RunSpec, rows: Sequence[Row]) -> Encoded:
     text = prompts.find(spec.params.prompt_template, spec.prompt_texts)
     encoded = encode(rows, text, loaded.tokenizer, spec.max_length)
     require_positions(loaded, encoded)
-    tokens = base.evaluation_tokens(loaded, base.micro_batch_tokens(loaded, spec))
-    return log_odds(loaded, model, encoded.rows, len(rows), tokens)
+    return encoded

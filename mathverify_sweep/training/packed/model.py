@@ -82,6 +82,11 @@ class PackedModel:
         base = self.base
         return Weights.of(attached, params, base.device, base.compute_dtype, self._plan.rank_step)
 
+    @property
+    def together(self) -> bool:
+        """Whether several runs have a use for one pass."""
+        return self._plan.together
+
     def train(self, shares: Sequence[Share]) -> list[Tensor]:
         """Adds each share's gradient to its run's; gives each share's part of its effective batch's loss."""
         laid = Laid.of(shares, self.base.answers)
@@ -91,24 +96,25 @@ class PackedModel:
         dropouts = dropout.of(stream, shares)
         if len(shares) == 1:
             return list(self._trained(stream, Alone(shares[0].weights, dropouts)))
-        runs = [share.weights for share in shares if share.weights is not None]
-        stack = Stack(widest(runs), len(runs), runs[0].compute)
-        stack.load(runs)
+        runs, stack = _stacked(shares)
         losses = self._trained(stream, Several(stack, stream, dropouts))
         stack.hand_back(runs)
         return list(losses)
 
     @torch.no_grad()
-    def judge(self, share: Share) -> Tensor:
-        """The log-odds of its rows, float32: log P(True) - log P(False)."""
-        stream = Stream(Laid.of([share], self.base.answers), self.base.device)
-        with self._reading(stream, Alone(share.weights, dropout.NO_DROPOUT)):
+    def judge(self, shares: Sequence[Share]) -> list[Tensor]:
+        """The log-odds of each share's rows, float32: log P(True) - log P(False)."""
+        stream = Stream(Laid.of(shares, self.base.answers), self.base.device)
+        bundle: Bundle = Alone(shares[0].weights, dropout.NO_DROPOUT)
+        if len(shares) > 1:
+            bundle = Several(_stacked(shares)[1], stream, dropout.NO_DROPOUT)
+        with self._reading(stream, bundle):
             hidden = self._hidden(stream).float()
         # In bfloat16 a logit near 20 has steps of 0.125, so the odds of many rows would tie.
         answers = list(self.base.answers)
         two, bias = self._head.weight[answers].float(), self._head.bias
         logits = self._capped(functional.linear(hidden, two, None if bias is None else bias[answers].float()))
-        return logits[:, 1] - logits[:, 0]
+        return list(torch.split(logits[:, 1] - logits[:, 0], [len(share.rows) for share in shares]))
 
     def _trained(self, stream: Stream, bundle: Bundle) -> Tensor:
         """Forward and backward; the loss of each run."""
@@ -230,3 +236,11 @@ class PackedModel:
         assert self._stream is not None
         read = self._stream.read
         return hidden if read is None else hidden.index_select(1, read)
+
+
+def _stacked(shares: Sequence[Share]) -> tuple[list[Weights], Stack]:
+    """The adapters of a pass's runs, and a copy of them side by side."""
+    runs = [share.weights for share in shares if share.weights is not None]
+    stack = Stack(widest(runs), len(runs), runs[0].compute)
+    stack.load(runs)
+    return runs, stack

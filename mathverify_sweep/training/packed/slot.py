@@ -16,7 +16,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mathverify_sweep.data.encode import EncodedRow
 from mathverify_sweep.paths import adapter_folder
 from mathverify_sweep.specs import RunResult
 from mathverify_sweep.training import adapters, device
@@ -25,11 +24,11 @@ from mathverify_sweep.training.checkpoints import Checkpoints
 from mathverify_sweep.training.course import Course, Step
 from mathverify_sweep.training.material import Material
 from mathverify_sweep.training.order import Order
+from mathverify_sweep.training.packed.judging import Reader, log_odds
 from mathverify_sweep.training.packed.model import PackedModel
 from mathverify_sweep.training.packed.optimizer import Optimizer
 from mathverify_sweep.training.packed.plan import Budget
 from mathverify_sweep.training.packed.stream import Share, cut
-from mathverify_sweep.training.packed.weights import Weights
 from mathverify_sweep.training.reporter import Reporter
 
 log = logging.getLogger(__name__)
@@ -155,44 +154,9 @@ class Slot:
 
     def _evaluate(self, count: int) -> Sequence[float]:
         rows = [row for row in self._material.validation.rows if row.index < count]
-        return log_odds(self._model, self._weights, rows, count, self._budget)
+        return log_odds(self._model, [Reader(self._weights, rows)], count, self._budget)[0]
 
     def _fill(self, folder: Path) -> None:
         """Between two steps: gradients and dropout have no memory of their own then."""
         save_file({name: matrix.contiguous() for name, matrix in self._weights.named().items()}, folder / _WEIGHTS)
         torch.save(self._optimizer.state(), folder / _OPTIMIZER)
-
-
-def log_odds(
-    model: PackedModel, weights: Weights | None, rows: Sequence[EncodedRow], count: int, budget: Budget
-) -> list[float]:
-    """One value for each of the `count` rows that `rows` were encoded from, at the row's index; 0 for the others."""
-    todo = _sorted_in_batches(rows, budget.evaluation_tokens)
-    done: list[tuple[list[EncodedRow], Tensor]] = []
-    while todo:
-        try:
-            odds = model.judge(Share(weights, todo[0]))
-        except RuntimeError as error:
-            if not (device.is_out_of_memory(error) and len(todo[0]) > 1):
-                raise
-            budget.shrink_evaluation()
-            todo = _sorted_in_batches([row for batch in todo for row in batch], budget.evaluation_tokens)
-            continue
-        done.append((todo.pop(0), odds))
-    result = torch.zeros(count)
-    # Fetched at the end: to fetch is to wait.
-    result[[row.index for batch, _ in done for row in batch]] = torch.cat([odds for _, odds in done]).cpu()
-    return result.tolist()
-
-
-def _sorted_in_batches(rows: Sequence[EncodedRow], token_budget: int) -> list[list[EncodedRow]]:
-    """Rows of like length together, since nothing else orders what is judged."""
-    batches: list[list[EncodedRow]] = []
-    room = 0
-    for row in sorted(rows, key=lambda row: (-len(row.prompt_ids), row.index)):
-        if len(row.prompt_ids) > room:
-            batches.append([])
-            room = token_budget
-        batches[-1].append(row)
-        room -= len(row.prompt_ids)
-    return batches
