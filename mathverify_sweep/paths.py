@@ -2,6 +2,7 @@
 
     OUTPUT/<study>/report.html                       the study's page
     OUTPUT/<study>/<run_id>-<lease token>/adapter/   one attempt of one run: no two attempts share a folder
+    OUTPUT/<study>/<run_id>-<lease token>/checkpoints/<rows seen>/
     OUTPUT/<study>/<run_id>-<lease token>/wandb/     its W&B files
 
 Study names come from people and files, so they never become a path as they are. Creates nothing.
@@ -64,6 +65,18 @@ def adapter_folder(folder: Path) -> Path:
 def checkpoints_folder(folder: Path) -> Path:
     """The checkpoints within a run's folder."""
     return folder / "checkpoints"
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints within a run's folder that are whole, by the rows they have seen; none when it is not there.
+
+    Raises OSError when the folder cannot be read.
+    """
+    try:
+        found = [path for path in checkpoints_folder(folder).iterdir() if path.name.isdecimal()]
+    except FileNotFoundError:
+        return []
+    return sorted(found, key=lambda path: int(path.name))
 
 
 def wandb_folder(folder: Path) -> Path:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mathverify_sweep import metrics, paths
-from mathverify_sweep.errors import ModelError, StudyError
-from mathverify_sweep.specs import RunResult, RunSpec
-from mathverify_sweep.states import ENDINGS, RunState
+from mathverify_sweep.errors import ModelError
+from mathverify_sweep.specs import RunSpec
+from mathverify_sweep.states import RunState
 from mathverify_sweep.store import runs
-from mathverify_sweep.store.leases import Expired
 from mathverify_sweep.store.runs import Claim, Point, RunRecord
 from mathverify_sweep.worker import gain
-from mathverify_sweep.worker.retry import next_attempt
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine as Database
@@ -65,25 +62,6 @@ def ancestry(database: Database, claim: Claim, spec: RunSpec, output: Path) -> A
     if best is None:
         return found
     return replace(found, started_from=best[0], start_adapter=best[1])
-
-
-def has_ended_for_good(database: Database, run_id: str) -> bool:
-    """Whether a run has ended and no attempt follows it. Raises StorageError."""
-    try:
-        run = runs.get(database, run_id)
-    except StudyError:  # the database was restored: who knows
-        return False
-    if run.end_reason is None or run.spec is None:
-        return False
-    result = run.result or RunResult(end_reason=run.end_reason)
-    return next_attempt(run.spec, result, run.failures + ENDINGS[run.end_reason].is_failure) is None
-
-
-def drop_checkpoints_of_expired(database: Database, expired: Expired, output: Path) -> None:
-    """Those of all attempts of a run, if it expired for good: its own worker is not there to do it."""
-    if expired.next_run_id is None and expired.trial_number is not None:
-        for folder in _folders(_earlier_attempts(database, expired.run_id), output):
-            shutil.rmtree(paths.checkpoints_folder(folder), ignore_errors=True)
 
 
 def best_adapter(database: Database, spec: RunSpec, output: Path) -> tuple[str, Path] | None:

@@ -180,7 +180,7 @@ class Worker:
         elif isinstance(news, Ruled):
             self._answer(news.run_id, news.rows_seen, news.verdict)
         elif isinstance(news, Lost):
-            self._lose(news)
+            self._lose(news.run_id)
         elif isinstance(news, Over):
             self._is_asking = False
             self._over = news
@@ -237,7 +237,7 @@ class Worker:
 
     def _await_verdict(self, attempt: Attempt, message: Reported) -> None:
         attempt.asked = (message.rows_seen, time.monotonic())
-        if attempt.spec.stage is not None or self._clerk.is_away or attempt.lost or self._is_handing_back:
+        if attempt.spec.stage is not None or self._clerk.is_away or attempt.is_lost or self._is_handing_back:
             self._answer(attempt.claim.run_id, message.rows_seen, Verdict.CONTINUE)
 
     def _answer(self, run_id: str, rows_seen: int, verdict: Verdict) -> None:
@@ -248,20 +248,16 @@ class Worker:
             assert self._engine is not None
             self._engine.send(Answer(run_id=run_id, verdict=verdict))
 
-    def _lose(self, lost: Lost) -> None:
-        attempt = self._attempts.get(lost.run_id)
+    def _lose(self, run_id: str) -> None:
+        attempt = self._attempts.get(run_id)
         if attempt is not None:
-            attempt.lost = lost
+            attempt.is_lost = True
             self._interrupt(attempt, EndReason.LEASE_EXPIRED)
 
     def _end(self, run_id: str, result: RunResult) -> None:
         """A run has ended: in its row, in Optuna and in W&B. One whose lease was lost leaves a late result at most."""
         attempt = self._attempts.pop(run_id)
-        entry = attempt.finished(result, self._options.output)
-        if not (attempt.lost and result.end_reason is EndReason.LEASE_EXPIRED):
-            self._clerk.say(entry)
-        if attempt.lost.for_good if attempt.lost else entry.retry is None:
-            attempt.drop_checkpoints()
+        self._clerk.say(attempt.finished(result, self._options.output))
         score = "" if result.value is None else f" with {result.value:.4f} after {result.rows_seen} rows"
         log.info("%s ended %s%s", attempt.title, result.end_reason, score)
         if result.end_reason is EndReason.CRASHED:
