@@ -111,8 +111,17 @@ def worker_log(output: Path, study_name: str, number: int) -> Path:
 
 def token_budgets_file() -> Path:
     """How many tokens at once make this user's devices busy, per model: measured once, of use to every study."""
-    cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(cache) / "mathverify-sweep" / "token-budgets.json"
+    return _cache() / "token-budgets.json"
+
+
+def output_cache(url: str) -> Path:
+    """This machine's copy of an output folder that is at a URL."""
+    return _cache() / "outputs" / hashlib.sha256(url.encode()).hexdigest()[:16]
+
+
+def url_file(cache: Path) -> Path:
+    """What names the URL within such a copy."""
+    return cache / "url"
 
 
 def artifacts_folder(output: Path) -> Path:
@@ -123,6 +132,10 @@ def artifacts_folder(output: Path) -> Path:
 def report_file(output: Path, study_name: str) -> Path:
     """The study's HTML page."""
     return study_folder(output, study_name) / "report.html"
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mathverify-sweep"
 
 
 def _resource(name: str) -> Path:

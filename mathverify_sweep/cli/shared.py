@@ -14,7 +14,7 @@ from pydantic_core import to_json
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from mathverify_sweep import paths, redaction
+from mathverify_sweep import depot, paths, redaction
 from mathverify_sweep.errors import StudyError
 
 if TYPE_CHECKING:
@@ -48,8 +48,10 @@ Overrides = Annotated[
 ]
 _DATABASE = "Database: `sqlite:///FILE` or `postgresql://USER:PASSWORD@HOST/NAME`."
 Storage = Annotated[str, typer.Option("--storage", envvar="OPTUNA_STORAGE", metavar="URL", help=_DATABASE)]
+_OUTPUT = "Adapters, checkpoints, W&B files, reports; of a URL (`s3://BUCKET/DIR`) this machine keeps a copy."
 Output = Annotated[
-    Path, typer.Option("--output", envvar="MVSWEEP_OUTPUT", metavar="DIR", help="Adapters, W&B files, reports.")
+    Path,
+    typer.Option("--output", envvar="MVSWEEP_OUTPUT", metavar="DIR|URL", parser=depot.opened, help=_OUTPUT),
 ]
 As = Annotated[Format, typer.Option("-f", "--format", help="A table for people, or JSON for programs.")]
 DEFAULT_STORAGE = f"sqlite:///{paths.DEFAULT_DATABASE}"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mathverify_sweep import metrics
+from mathverify_sweep import depot, metrics
 from mathverify_sweep.config import SweepConfig
 from mathverify_sweep.data import dataset
 from mathverify_sweep.data.rows import Row
@@ -41,6 +41,8 @@ class Model:
 
     def adapter(self, output: Path) -> Path:
         """The folder of its adapter. Raises StudyError when it is not under this output folder."""
+        if self.result.adapter is not None:
+            depot.bring(output, output / self.result.adapter)
         if self.result.adapter is None or not (output / self.result.adapter).is_dir():
             raise StudyError(f"the adapter of run {self.run.run_id} is not under {output}. Give the worker's --output.")
         return output / self.result.adapter

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mathverify_sweep import metrics, paths
-from mathverify_sweep.errors import ModelError
 from mathverify_sweep.specs import RunSpec
 from mathverify_sweep.states import RunState
 from mathverify_sweep.store import runs
@@ -23,7 +22,7 @@ class Ancestry:
     """`first_run_id`: the run's first attempt. `folders` and `points`: of its earlier attempts, the newest first.
 
     `trunk`: folders of the run that it goes on from. `started_from`: that run, or the best stage before it, whose
-    `start_adapter` it takes. `problem`: why the run cannot start at all. `unneeded`: why it need not.
+    `start_adapter` it takes. `unneeded`: why the run need not be trained.
     """
 
     first_run_id: str
@@ -32,8 +31,17 @@ class Ancestry:
     points: tuple[Point, ...] = ()
     started_from: str | None = None
     start_adapter: Path | None = None
-    problem: str | None = None
     unneeded: str | None = None
+
+    @property
+    def problem(self) -> str | None:
+        """Why the run cannot start on this machine at all."""
+        if self.start_adapter is None or self.start_adapter.is_dir():
+            return None
+        return (
+            f"it starts from the adapter of run {self.started_from}, which is not at {self.start_adapter}. Give all "
+            "workers of a study the same --output: a folder on a shared file system, or a URL."
+        )
 
     def drawn(self, objective: str) -> list[tuple[int, dict[str, float]]]:
         """The points of earlier attempts as they are drawn."""
@@ -55,20 +63,14 @@ def ancestry(database: Database, claim: Claim, spec: RunSpec, output: Path) -> A
         started_from=spec.goes_on_from,
         unneeded=gain.unneeded(database, claim, spec),
     )
-    try:
-        best = best_adapter(database, spec, output)
-    except ModelError as error:
-        return Ancestry(found.first_run_id, problem=str(error))
+    best = best_adapter(database, spec, output)
     if best is None:
         return found
     return replace(found, started_from=best[0], start_adapter=best[1])
 
 
 def best_adapter(database: Database, spec: RunSpec, output: Path) -> tuple[str, Path] | None:
-    """The run id and adapter folder of the best finished run among `spec.start_from`; None when there is none yet.
-
-    Raises ModelError when the folder is not on this machine.
-    """
+    """The run id and adapter folder of the best finished run among `spec.start_from`; None when there is none yet."""
     finished = [run for run in (runs.get(database, run_id) for run_id in spec.start_from) if _is_start(run)]
     if not finished:
         return None
@@ -76,13 +78,7 @@ def best_adapter(database: Database, spec: RunSpec, output: Path) -> tuple[str, 
     best = max(finished, key=lambda run: sign * _value(run))
     assert best.result is not None
     assert best.result.adapter is not None
-    folder = output / best.result.adapter
-    if not folder.is_dir():
-        raise ModelError(
-            f"stage {spec.stage} starts from the adapter of run {best.run_id}, which is not at {folder}. "
-            "Give all workers of a study the same --output on a shared file system."
-        )
-    return best.run_id, folder
+    return best.run_id, output / best.result.adapter
 
 
 def _earlier_attempts(database: Database, run_id: str | None) -> list[RunRecord]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +23,7 @@ from mathverify_sweep.worker.retry import next_attempt
 class Attempt:
     """A claimed run on its way through the engine. `asked`: the rows seen and the time of the report that waits.
 
-    `is_lost`: it is no longer this worker's.
+    `is_lost`: it is no longer this worker's. `brought`: done when what it goes on from is on this machine.
     """
 
     claim: Claim
@@ -32,6 +33,7 @@ class Attempt:
     tracked: TrackedRun
     asked: tuple[int, float] | None = None
     is_lost: bool = False
+    brought: Future[None] = field(default_factory=Future)
     held: Held = field(init=False)
 
     def __post_init__(self) -> None:

@@ -22,6 +22,7 @@ from mathverify_sweep.store import provenance
 from mathverify_sweep.store.runs import WorkerIdentity
 from mathverify_sweep.tracking import Tracker, TrackingSettings
 from mathverify_sweep.worker.attempt import Attempt
+from mathverify_sweep.worker.carrier import Carrier
 from mathverify_sweep.worker.clerk import Clerk, ClerkOptions
 from mathverify_sweep.worker.devices import Device
 from mathverify_sweep.worker.engine import Engine, EngineDied, EngineOptions
@@ -89,6 +90,7 @@ class Worker:
         clerk_options = ClerkOptions(options.output, options.lease_seconds, options.until_idle, options.trust_gpu)
         self._clerk = Clerk(database, study, self._identity, clerk_options)
         tracking = study.config.tracking
+        self._carrier = Carrier(options.output)
         self._tracker = Tracker(TrackingSettings(tracking.wandb, tracking.project, tracking.entity))
         self._engine: Engine | None = None
         self._replace_engine = False
@@ -210,14 +212,15 @@ class Worker:
         tracked = self._tracker.start(ancestry.first_run_id, spec, folder, ancestry.drawn(spec.objective))
         attempt = Attempt(claim, spec, ancestry, folder, tracked)
         attempt.drop_earlier_pictures()
+        attempt.brought = self._carrier.bring((*ancestry.folders, *ancestry.trunk), ancestry.start_adapter)
         self._attempts[claim.run_id] = attempt
         return attempt
 
     def _begin_held_back(self) -> None:
         """Runs that share an engine share its base model; one with another begins when the others have ended."""
         attempt = self._held_back
-        others = [other for other in self._attempts.values() if other is not attempt]
-        if attempt and all(other.spec.base_model == attempt.spec.base_model for other in others):
+        base_models = {other.spec.base_model for other in self._attempts.values()}
+        if attempt and attempt.brought.done() and base_models == {attempt.spec.base_model}:
             self._held_back = None
             self._begin(attempt)
 
@@ -234,6 +237,7 @@ class Worker:
         self._heard_at = time.monotonic()
         assert self._engine is not None
         self._engine.send(attempt.order(self._options.checkpoint_seconds))
+        self._carrier.follow(attempt.folder)
 
     def _await_verdict(self, attempt: Attempt, message: Reported) -> None:
         attempt.asked = (message.rows_seen, time.monotonic())
@@ -257,6 +261,7 @@ class Worker:
     def _end(self, run_id: str, result: RunResult) -> None:
         """A run has ended: in its row, in Optuna and in W&B. One whose lease was lost leaves a late result at most."""
         attempt = self._attempts.pop(run_id)
+        self._carrier.deliver(attempt.folder)  # first: who hears that it has ended looks for what it has left
         self._clerk.say(attempt.finished(result, self._options.output))
         score = "" if result.value is None else f" with {result.value:.4f} after {result.rows_seen} rows"
         log.info("%s ended %s%s", attempt.title, result.end_reason, score)
@@ -318,6 +323,8 @@ class Worker:
         """Hand back what is held, with a checkpoint where the engine writes one in time, and tell the database."""
         log.info("handing back what is held: %s", why)
         self._is_handing_back = True
+        deadline = time.monotonic() + HAND_BACK_SECONDS
+        self._carrier.hurry(deadline)
         self._clerk.ask_for_nothing()
         while (news := self._clerk.next_news()) is not None:
             if isinstance(news, Claimed):
@@ -326,7 +333,7 @@ class Worker:
             self._end(self._held_back.claim.run_id, RunResult(end_reason=EndReason.PREEMPTED, message=why))
             self._held_back = None
         try:
-            self._have_checkpoints_written()
+            self._have_checkpoints_written(deadline)
         except EngineDied as died:
             log.error("%s", died)
         self._end_engine()
@@ -334,8 +341,7 @@ class Worker:
         if not self._clerk.close(LAST_WORDS_SECONDS):
             log.warning("what the database could not be told is kept in %s; the next worker says it", self._clerk.file)
 
-    def _have_checkpoints_written(self) -> None:
-        deadline = time.monotonic() + HAND_BACK_SECONDS
+    def _have_checkpoints_written(self, deadline: float) -> None:
         for attempt in self._attempts.values():
             self._interrupt(attempt, EndReason.PREEMPTED)
         while self._attempts and self._engine is not None and time.monotonic() < deadline:

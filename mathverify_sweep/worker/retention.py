@@ -11,13 +11,12 @@ own worker, the next one that finds its outbox, or who has seen its lease expire
 
 from __future__ import annotations
 
-import shutil
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mathverify_sweep import paths
+from mathverify_sweep import depot, paths
 from mathverify_sweep.states import RunState
 from mathverify_sweep.store import runs
 from mathverify_sweep.store.runs import RunRecord
@@ -85,8 +84,8 @@ def _keep_newest(attempt: RunRecord, most: int, output: Path) -> int:
     if attempt.state is RunState.RUNNING:  # its engine sees to them
         return len(there)
     if most <= 0:
-        shutil.rmtree(paths.checkpoints_folder(folder), ignore_errors=True)
+        depot.drop(output, paths.checkpoints_folder(folder))
         return 0
     for old in there[:-most]:
-        shutil.rmtree(old, ignore_errors=True)
+        depot.drop(output, old)
     return min(most, len(there))
