@@ -14,13 +14,14 @@ import torch
 from torch import nn
 
 from mathverify_sweep.data import dataset, prompts
-from mathverify_sweep.data.encode import Encoded, encode
+from mathverify_sweep.data.encode import Encoded, EncodedRow, encode
 from mathverify_sweep.errors import DataDrift, ModelError
 from mathverify_sweep.specs import BaseModelSpec, DataSpec, RunSpec, Split
-from mathverify_sweep.training import base
+from mathverify_sweep.training import base, slices
 from mathverify_sweep.training.base import BaseModel
 from mathverify_sweep.training.batches import training_order
 from mathverify_sweep.training.evaluate import log_odds
+from mathverify_sweep.training.slices import Slice
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,14 @@ class Material:
     validation: Encoded
     labels: tuple[bool, ...]
     groups: tuple[str, ...]
+    slices: tuple[Slice, ...] = ()
 
-    def log_odds(self, model: nn.Module, count: int) -> Sequence[float]:
-        """Those of the first `count` validation rows. `model` is the base's, with or without an adapter on it."""
-        rows = [row for row in self.validation.rows if row.index < count]
+    def first(self, count: int) -> list[EncodedRow]:
+        """Of the first `count` validation rows those that fit."""
+        return [row for row in self.validation.rows if row.index < count]
+
+    def log_odds(self, model: nn.Module, rows: Sequence[EncodedRow], count: int) -> Sequence[float]:
+        """As `evaluate.log_odds`. `model` is the base's, with or without an adapter on it."""
         tokens = base.evaluation_tokens(self.base, self.micro_batch_tokens)
         return log_odds(self.base, model, rows, count, tokens)
 
@@ -80,6 +85,7 @@ class Library:
             validation=self.rows(spec, "validation", len(data.validation)),
             labels=tuple(row.is_correct for row in data.validation),
             groups=tuple(dataset.groups(data.validation)),
+            slices=slices.of(spec, nested.rows, len(data.train), len(data.validation)),
         )
 
     def _encode(self, wanted: _Rows) -> Encoded:

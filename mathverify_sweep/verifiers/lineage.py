@@ -119,6 +119,7 @@ def _step(database: Database, run: RunRecord, plans: dict[str, str]) -> LineageS
         rows_digest=run.result.rows_digest if run.result else None,
         optimizer_steps=run.result.optimizer_steps if run.result else 0,
         value=run.result.value if run.result else None,
+        slices=run.result.slices if run.result else (),
         attempts=tuple(_attempts(database, run)),
         code=Code.model_validate_json(described) if described else None,
         exports=tuple(

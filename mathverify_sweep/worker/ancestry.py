@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mathverify_sweep import metrics, paths
+from mathverify_sweep import paths
 from mathverify_sweep.specs import RunSpec
 from mathverify_sweep.states import RunState
 from mathverify_sweep.store import runs
@@ -70,12 +70,13 @@ def ancestry(database: Database, claim: Claim, spec: RunSpec, output: Path) -> A
 
 
 def best_adapter(database: Database, spec: RunSpec, output: Path) -> tuple[str, Path] | None:
-    """The run id and adapter folder of the best finished run among `spec.start_from`; None when there is none yet."""
+    """The run id and adapter folder of the finished run among `spec.start_from` that the spec starts from: the best, or
+    the last that stands. None when there is none yet.
+    """
     finished = [run for run in (runs.get(database, run_id) for run_id in spec.start_from) if _is_start(run)]
     if not finished:
         return None
-    sign = 1 if metrics.higher_is_better(spec.objective) else -1
-    best = max(finished, key=lambda run: sign * _value(run))
+    best = gain.last_that_stands(database, spec, finished) if spec.goes_back else gain.best_of(spec, finished)
     assert best.result is not None
     assert best.result.adapter is not None
     return best.run_id, output / best.result.adapter
@@ -99,9 +100,3 @@ def _folders(attempts: list[RunRecord], output: Path) -> tuple[Path, ...]:
 
 def _is_start(run: RunRecord) -> bool:
     return run.state is RunState.COMPLETE and run.result is not None and run.result.adapter is not None
-
-
-def _value(run: RunRecord) -> float:
-    assert run.result is not None
-    assert run.result.value is not None
-    return run.result.value

@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy.engine import Engine
 
 from mathverify_sweep.reports import figures, html, rows
+from mathverify_sweep.specs import SliceFigures
 from mathverify_sweep.store import studies
 from mathverify_sweep.store.database import connect, upgrade
 from tests.example_study import NAME, Player, empty, example_database
@@ -118,3 +119,33 @@ def test_slices_offer_every_parameter_and_scale_each_axis(database: Engine) -> N
     assert [button.label for button in buttons] == ["learning rate", "lora r", "lr scheduler type", "lr decay share"]
     assert [button.args[1]["xaxis.type"] for button in buttons] == ["log", "linear", "category", "linear"]
     assert all(sum(button.args[0]["visible"]) == len(figures.ENDED_FIRST) for button in buttons)
+
+
+def test_what_is_kept_of_a_slice_is_drawn_from_the_second_look_on(database: Engine) -> None:
+    report = rows.status(database, NAME)
+    assert figures.forgetting(report) is None
+    (row,) = report.promotions
+    ends = (0, 1_000, 2_000, 4_000)
+    stages = []
+    for number, stage in enumerate(row.stages, 1):
+        looks = [
+            SliceFigures(
+                first_row=ends[n],
+                end_row=ends[n + 1],
+                met_rows=200,
+                met_accuracy=0.9 - 0.1 * (number - n),
+                held_back_rows=50,
+                held_back_accuracy=0.7,
+            )
+            for n in range(number)
+        ]
+        stages.append(stage.model_copy(update={"slices": tuple(looks)}))
+    changed = report.model_copy(update={"promotions": (row.model_copy(update={"stages": tuple(stages)}),)})
+    panel = figures.forgetting(changed)
+    assert panel is not None
+    first, second = panel.figure.data
+    assert first.name == "trial 0 cumulative, rows 0 to 1,000"
+    assert list(first.x) == ["1", "2", "3"]
+    assert list(first.y) == pytest.approx([0.8, 0.7, 0.6])
+    assert (list(second.x), second.text[0]) == (["2", "3"], "held back: 0.7000")
+    assert changed.model_dump(mode="json")["promotions"][0]["stages"][2]["slices"][0]["met_rows"] == 200

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mathverify_sweep.data.encode import EncodedRow
 from mathverify_sweep.paths import adapter_folder
 from mathverify_sweep.specs import RunResult
 from mathverify_sweep.training import adapters, device
@@ -138,7 +139,7 @@ class Slot:
         self._begin_batch()
 
     def _finished(self) -> RunResult:
-        judged, odds = self.course.finish(self._evaluate)
+        judged, odds = self.course.finish(self._evaluate, lambda rows: self._log_odds(rows, len(rows)))
         target = adapter_folder(self._order.folder)
         with adapters.attached(self._model.base, self._spec, None) as attached:
             self._weights.put_on(attached)
@@ -153,7 +154,9 @@ class Slot:
         return result.model_copy(update=used)
 
     def _evaluate(self, count: int) -> Sequence[float]:
-        rows = [row for row in self._material.validation.rows if row.index < count]
+        return self._log_odds(self._material.first(count), count)
+
+    def _log_odds(self, rows: Sequence[EncodedRow], count: int) -> Sequence[float]:
         return log_odds(self._model, [Reader(self._weights, rows)], count, self._budget)[0]
 
     def _fill(self, folder: Path) -> None:
