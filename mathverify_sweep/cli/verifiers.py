@@ -201,7 +201,7 @@ def lineage(
     form: As = Format.table,
 ) -> None:
     """Where a run comes from: trial, stages, checkpoints, rows, seeds, code, versions; and how to make it again."""
-    from mathverify_sweep.verifiers import lineage as page
+    from mathverify_sweep.reports import lineage as page
     from mathverify_sweep.verifiers import verifier
 
     database = open_database(storage)

@@ -13,10 +13,11 @@ from mathverify_sweep import metrics
 from mathverify_sweep.data import dataset
 from mathverify_sweep.data.rows import groups
 from mathverify_sweep.errors import DataError, StudyError
+from mathverify_sweep.reports import lineage
 from mathverify_sweep.store import runs
 from mathverify_sweep.store.runs import RunRecord
 from mathverify_sweep.store.tables import predictions
-from mathverify_sweep.verifiers import compare, ensemble, evaluate, lineage, verifier
+from mathverify_sweep.verifiers import compare, ensemble, evaluate, verifier
 from tests.verifiers.conftest import Shop
 
 
