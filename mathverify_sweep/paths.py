@@ -1,6 +1,7 @@
 """Every file name this package knows: what ships with it, and where a study's output goes.
 
     OUTPUT/<study>/report.html                       the study's page
+    OUTPUT/<study>/gate.json                         what its gate has decided
     OUTPUT/<study>/<run_id>-<lease token>/adapter/   one attempt of one run: no two attempts share a folder
     OUTPUT/<study>/<run_id>-<lease token>/checkpoints/<rows seen>/
     OUTPUT/<study>/<run_id>-<lease token>/wandb/     its W&B files
@@ -127,6 +128,11 @@ def url_file(cache: Path) -> Path:
 def artifacts_folder(output: Path) -> Path:
     """Pictures of all studies' trials, as optuna-dashboard wants them: one folder for a database."""
     return output / "artifacts"
+
+
+def gate_file(output: Path, study_name: str) -> Path:
+    """What the study's gate has decided when it was last asked, for its page."""
+    return study_folder(output, study_name) / "gate.json"
 
 
 def report_file(output: Path, study_name: str) -> Path:

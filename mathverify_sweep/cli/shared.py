@@ -106,9 +106,11 @@ def show_lines(form: Format, lines: Iterable[Text], found: object) -> None:
 def write_report(database: Database, handle: StudyHandle, output: Path) -> Path:
     """Write the study's page; where it is."""
     from mathverify_sweep.reports import html
+    from mathverify_sweep.verifiers import gate
 
-    page = paths.report_file(output.resolve(), handle.config.study)
-    html.write(database, handle.config.study, page, datetime.now(UTC))
+    name = handle.config.study
+    page = paths.report_file(output.resolve(), name)
+    html.write(database, name, page, datetime.now(UTC), gate.kept(paths.gate_file(output.resolve(), name)))
     return page
 
 

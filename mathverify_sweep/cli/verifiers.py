@@ -189,6 +189,7 @@ def gate(
     with _judging(device) as judge:
         place = verifier.Place(database, output.resolve(), judge)
         found = page.gate(place, handle, top, datetime.now(UTC))
+    page.keep(found, paths.gate_file(output.resolve(), handle.config.study))
     show(form, shown.gate(found), found)
 
 

@@ -11,12 +11,15 @@ The state of a gate is what the database has of its runs: the command is said ag
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from pydantic import ValidationError
 
 from mathverify_sweep import metrics
 from mathverify_sweep.config import PromotionConfig
@@ -84,6 +87,22 @@ def gate(place: Place, study: StudyHandle, top: int, now: datetime) -> GateRepor
         _choose([one for one in found if one.verdict == "open"], top, bool(looks))
     told = tuple(_told(one) for one in found)
     return GateReport(study=study.config.study, top=top, waiting=waiting, looks=tuple(looks), finalists=told)
+
+
+def keep(found: GateReport, file: Path) -> None:
+    """For the study's page: it does not ask the gate, which would queue runs and read models."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
+    partial.write_text(found.model_dump_json(indent=1), encoding="utf-8")
+    partial.replace(file)
+
+
+def kept(file: Path) -> GateReport | None:
+    """What was kept last; None when nothing was, or by another version."""
+    try:
+        return GateReport.model_validate_json(file.read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None
 
 
 def finalists(database: Database, study: StudyHandle, top: int) -> list[_Runner]:
