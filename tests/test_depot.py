@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,15 @@ from mathverify_sweep import depot, paths
 from mathverify_sweep.depot import Depot
 from mathverify_sweep.errors import ConfigError, DepotAway
 
+GIVEN = os.environ.get("MVSWEEP_TEST_S3")
+"""A bucket (`s3://NAME`) that these tests may write to, if there is one and s3fs is installed."""
 
-@pytest.fixture(params=["memory", "file"])
+
+@pytest.fixture(params=["memory", "file", *(["s3"] if GIVEN else [])])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """An object store within this process, and a shared folder."""
-    yield f"memory://bucket/{tmp_path.name}/runs" if request.param == "memory" else f"file://{tmp_path}/shared/runs"
+    """An object store within this process, a shared folder, and an S3-compatible store."""
+    places = {"memory": "memory://bucket", "file": f"file://{tmp_path}/shared", "s3": GIVEN}
+    yield f"{places[request.param]}/{secrets.token_hex(4)}/runs"
     fsspec.filesystem("memory").store.clear()
 
 
@@ -80,7 +86,7 @@ def test_what_was_cut_on_its_way_is_not_there(hosts: list[Host], monkeypatch: py
 
         with monkeypatch.context() as patched:
             for name in ("put_file", "pipe_file"):
-                patched.setattr(type(system), name, count(getattr(type(system), name)))
+                patched.setattr(system, name, count(getattr(system, name)))
             with pytest.raises(DepotAway, match="ConnectionResetError: cut"):
                 ann.depot.push(ann.folder)
         assert bob.depot.names(bob.folder.parent) == []
