@@ -1,18 +1,19 @@
 """The packed engine against TRL and Unsloth: samples a second, memory and loss, on the same rows, base and device.
 
     python -m benchmarks.engine                                           the built-in model on a CPU
-    python -m benchmarks.engine --device cuda:0 --base FOLDER --data FILE --rows 1024 --slots 1 16 \
-        --effective-batches 8 16 32 --ranks 16 32 64
+    python -m benchmarks.engine --device cuda:0 --base FOLDER --data FILE --rows 1024 --packed 1x32 16x8,16,32 \
+        --ranks 16 32 64
     python -m benchmarks.shapes llama_8b /tmp/llama_8b --data FILE        random weights of that shape
     python -m benchmarks.engine --device cuda:0 --base /tmp/llama_8b --data FILE --template steps --rows 192 \
-        --slots 1 --unsloth FOLDER_OF_ITS_PACKAGES
+        --packed 1x32 4x4 --unsloth FOLDER_OF_ITS_PACKAGES
 
 TRL is the stock SFTTrainer with PEFT and completion-only loss, in the three ways in which people run it, and the best
-of them in several processes at once. Unsloth is its model under that trainer, in the way it advertises and in the
-fastest one; its packages are its own, since it asks for older ones. Every measurement is a process of its own, and what
-chooses and records kernels does not count: a packed engine's first round of short runs, the others' first step. The
-rivals train one run, of the first effective batch and rank. Prints a table; `--json FILE` writes all of it with
-versions, device and commit.
+of them in several processes at once, or the next best where memory is too short for that. Unsloth is its model under
+that trainer, in the way it advertises and in the fastest one; its packages are its own, since it asks for older ones.
+Every measurement is a process of its own, and what chooses and records kernels does not count: the packed engine's runs
+are trained twice and timed the second time, the others' first step is left out. The rivals train one run of effective
+batch 32 and the first rank. Prints a table; `--json FILE` writes all of it with versions, device and commit. What fails
+is a line of the table, too.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +42,6 @@ UNSLOTH = {
     "Unsloth 4 x 8, its checkpointing": (4, 8, True),
     "Unsloth 8 x 4": (8, 4, False),
 }
-WARM_STEPS = 4
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes")
 
 
@@ -49,20 +51,27 @@ def main() -> None:
     if options.measure:
         print(json.dumps(_measure(options)))
         return
-    results = [_in_processes(f"packed, {slots} at once") for slots in options.slots]
-    results += [_in_processes(name) for name in TRL]
-    best = max(results[len(options.slots) :], key=lambda result: float(result["samples_per_second"]))
-    results.append(_in_processes(best["name"], processes=options.concurrent))
+    print(f"{'':44}{'samples/s':>10}{'judged/s':>10}{'memory, GB':>12}{'last loss':>11}{'took, s':>9}", flush=True)
+    results = [_in_processes(f"packed {runs}") for runs in options.packed]
     results += [_in_processes(name) for name in UNSLOTH if options.unsloth]
-    print(f"{'':44}{'samples/s':>10}{'x best TRL':>12}{'judged/s':>10}{'memory, GB':>12}{'last loss':>11}")
-    for result in results:
-        rate, judged = result["samples_per_second"], result["judged_per_second"]
-        print(
-            f"{result['name']:44}{rate:10.1f}{rate / best['samples_per_second']:12.2f}{judged or '':>10}"
-            f"{result['peak_memory_bytes'] / 1e9:12.1f}{result['last_loss']:11.4f}"
-        )
+    trl = [_in_processes(name) for name in TRL]
+    results += trl
+    by_rate = sorted(trl, key=_rate_of, reverse=True)
+    for rival in by_rate:
+        results.append(_in_processes(rival["name"], processes=options.concurrent))
+        if "error" not in results[-1]:
+            break
+    for name, rivals in {"TRL": TRL, "Unsloth": UNSLOTH}.items():
+        best = max((_rate_of(result) for result in results if result["name"] in rivals), default=0.0)
+        if best:
+            ratios = [f"{result['name']}: {_rate_of(result) / best:.2f}" for result in results]
+            print(f"\nTimes the best configuration of {name}: " + ", ".join(ratios))
     if options.json:
         options.json.write_text(json.dumps({**_circumstances(options), "results": results}, indent=1), encoding="utf-8")
+
+
+def _rate_of(result: dict[str, Any]) -> float:
+    return float(result.get("samples_per_second", 0.0))
 
 
 def _options() -> argparse.Namespace:
@@ -74,10 +83,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=320, help="training rows of each run")
     parser.add_argument("--template", default="plain", help="prompt template")
     parser.add_argument("--ranks", type=int, nargs="+", default=[32], help="of the runs, in turn")
-    parser.add_argument("--effective-batches", type=int, nargs="+", default=[32], help="of the runs, in turn")
     parser.add_argument("--unsloth", type=Path, help="folder of Unsloth's packages, to measure it too")
     parser.add_argument("--max-length", type=int, default=1024)
-    parser.add_argument("--slots", type=int, nargs="+", default=[1, 4], help="runs at once in the packed engine")
+    parser.add_argument(
+        "--packed", nargs="+", default=["1x32", "4x8"], help="runs at once and their effective batches, as in 8x16,32"
+    )
     parser.add_argument("--concurrent", type=int, default=2, help="processes of the best TRL configuration at once")
     parser.add_argument("--json", type=Path, help="file for the figures")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
@@ -85,24 +95,38 @@ def _options() -> argparse.Namespace:
 
 
 def _in_processes(name: str, processes: int = 1) -> dict[str, Any]:
-    """One measurement; of several processes at once their rates and memory add up."""
+    """One measurement, printed; of several processes at once their rates and memory add up. Or an `error`."""
     command = [sys.executable, "-m", "benchmarks.engine", *sys.argv[1:], "--measure", name]
     environment = dict(os.environ)
     if name in UNSLOTH:
         environment["PYTHONPATH"] = f"{_options().unsloth}:{environment.get('PYTHONPATH', '')}"
-    started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(processes)]
-    told = [process.communicate()[0] for process in started]
-    failed = [process.returncode for process in started if process.returncode]
+    began = time.monotonic()
+    made = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
+    started = [subprocess.Popen(command, **made) for _ in range(processes)]
+    with ThreadPoolExecutor(processes) as readers:
+        told = list(readers.map(subprocess.Popen.communicate, started))
+    shown = name if processes == 1 else f"{processes} processes of {name}"
+    failed = [errors for process, (_, errors) in zip(started, told, strict=True) if process.returncode]
     if failed:
-        raise SystemExit(f"{name}: {len(failed)} of {processes} processes failed")
-    results = [json.loads(lines.strip().splitlines()[-1]) for lines in told]
+        last = failed[0].strip().splitlines()[-1:] or ["no message"]
+        print(failed[0][-2_000:], file=sys.stderr)
+        print(f"{shown:44}  {len(failed)} of {processes} failed", flush=True)
+        return {"name": shown, "error": last[0]}
+    results = [json.loads(lines.strip().splitlines()[-1]) for lines, _ in told]
+    rate, memory, samples, loss = (
+        sum(result[key] for result in results)
+        for key in ("samples_per_second", "peak_memory_bytes", "samples", "last_loss")
+    )
+    judged = results[0].get("judged_per_second") or ""
+    seconds = time.monotonic() - began
+    print(f"{shown:44}{rate:10.1f}{judged:>10}{memory / 1e9:12.1f}{loss / processes:11.4f}{seconds:9.0f}", flush=True)
     return {
-        "name": name if processes == 1 else f"{processes} processes of {name}",
-        "samples_per_second": sum(result["samples_per_second"] for result in results),
-        "peak_memory_bytes": sum(result["peak_memory_bytes"] for result in results),
-        "last_loss": sum(result["last_loss"] for result in results) / processes,
-        "samples": sum(result["samples"] for result in results),
-        "judged_per_second": results[0].get("judged_per_second"),
+        "name": shown,
+        "samples_per_second": rate,
+        "peak_memory_bytes": memory,
+        "last_loss": loss / processes,
+        "samples": samples,
+        "judged_per_second": judged or None,
     }
 
 
@@ -155,7 +179,7 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
     if name in TRL:
         losses = _trl(options, *TRL[name], steps)
     else:
-        losses, judged = _packed(options, int(name.split()[1]), steps)
+        losses, judged = _packed(options, name.removeprefix("packed "), steps)
     return {
         **_rate(steps, len(losses)),
         "last_loss": sum(losses) / len(losses),
@@ -170,14 +194,15 @@ def _rate(steps: list[tuple[float, int]], runs: int) -> dict[str, Any]:
     return {"samples_per_second": samples / seconds, "samples": samples}
 
 
-def _spec(options: argparse.Namespace, seed: int, validation_rows: int = 10) -> Any:
+def spec_of(options: argparse.Namespace, seed: int, effective_batch: int = 32, validation_rows: int = 10) -> Any:
+    """A run of these options; `seed` also says which rank is its."""
     from mathverify_sweep.data import dataset
     from mathverify_sweep.specs import BaseModelSpec, DataSpec, RunSpec, TrainParams
 
     data = DataSpec(source=options.data, generated_rows=max(12_000, 2 * options.rows), validation_rows=validation_rows)
     params = TrainParams(
         lora_r=options.ranks[seed % len(options.ranks)],
-        effective_batch_size=options.effective_batches[seed % len(options.effective_batches)],
+        effective_batch_size=effective_batch,
         prompt_template=options.template,
     )
     return RunSpec(
@@ -193,24 +218,24 @@ def _spec(options: argparse.Namespace, seed: int, validation_rows: int = 10) -> 
     )
 
 
-def _packed(options: argparse.Namespace, slots: int, steps: list[tuple[float, int]]) -> tuple[list[float], float]:
-    """The last losses of so many runs, side by side, and how many rows a second are judged."""
+def _packed(options: argparse.Namespace, asked: str, steps: list[tuple[float, int]]) -> tuple[list[float], float]:
+    """The last losses of runs side by side, and how many rows a second are judged. `asked` is as in 8x16,32."""
     from mathverify_sweep.training.engine import PackedEngine
 
-    engine = PackedEngine(options.device, slots)
-    specs = [_spec(options, seed) for seed in range(slots)]
-    # Short runs first: shapes of passes are recorded when they are met.
-    short = [spec.model_copy(update={"train_rows": WARM_STEPS * spec.params.effective_batch_size}) for spec in specs]
-    _together(engine, short, [])
-    losses = _together(engine, specs, steps)
-    judge = _spec(options, 0, validation_rows=1_000)
+    runs, _, batches = asked.partition("x")
+    engine = PackedEngine(options.device, int(runs))
+    in_turn = cycle(map(int, batches.split(",")))
+    specs = [spec_of(options, seed, batch) for seed, batch in zip(range(int(runs)), in_turn, strict=False)]
+    together(engine, specs, [])  # shapes of passes are recorded when they are met
+    losses = together(engine, specs, steps)
+    judge = spec_of(options, 0, validation_rows=1_000)
     engine.score(judge, None, "validation")
     began = time.perf_counter()
     judged = len(engine.score(judge, None, "validation"))
     return losses, round(judged / (time.perf_counter() - began), 1)
 
 
-def _together(engine: Any, specs: list[Any], steps: list[tuple[float, int]]) -> list[float]:
+def together(engine: Any, specs: list[Any], steps: list[tuple[float, int]]) -> list[float]:
     """All of these runs in the engine, to their ends; their last losses."""
     from mathverify_sweep.training.order import Order
 
@@ -232,7 +257,7 @@ def _texts(options: argparse.Namespace) -> list[str]:
     from mathverify_sweep.training import device
     from mathverify_sweep.training.material import Library
 
-    material = Library(device.find(options.device)).material(_spec(options, 0))
+    material = Library(device.find(options.device)).material(spec_of(options, 0))
     decode = material.base.tokenizer.decode
     return [decode([*row.prompt_ids, material.base.answers[row.is_correct]]) for row in material.train.rows]
 
@@ -312,7 +337,7 @@ def _trl(
     from mathverify_sweep.training import device
     from mathverify_sweep.training.material import Library
 
-    spec = _spec(options, 0)
+    spec = spec_of(options, 0)
     material = Library(device.find(options.device)).material(spec)
     base = material.base
     table: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -31,10 +32,15 @@ def described() -> str:
         "changed": is_changed,
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
-        "threads": int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1),
+        "threads": threads(os.environ),
         "packages": {found.name: found.version for found in metadata.distributions() if found.name},
     }
     return json.dumps(found, sort_keys=True)
+
+
+def threads(variables: Mapping[str, str]) -> int:
+    """Of the matmuls on a CPU, in a process with these variables."""
+    return int(variables.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
 
 
 def _checkout() -> tuple[str | None, bool]:

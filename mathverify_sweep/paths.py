@@ -125,6 +125,11 @@ def url_file(cache: Path) -> Path:
     return cache / "url"
 
 
+def rates_file() -> Path:
+    """How fast this user's devices are on studies, as `mvsweep plan` has measured."""
+    return _cache() / "rates.json"
+
+
 def artifacts_folder(output: Path) -> Path:
     """Pictures of all studies' trials, as optuna-dashboard wants them: one folder for a database."""
     return output / "artifacts"

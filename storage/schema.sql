@@ -8,6 +8,13 @@ CREATE TABLE mv_environments (
 );
 COMMENT ON COLUMN mv_environments.described IS 'commit, Python and packages, JSON';
 
+CREATE TABLE mv_speeds (
+    worker_id TEXT NOT NULL,
+    rates TEXT NOT NULL,
+    CONSTRAINT mv_speeds_pk PRIMARY KEY (worker_id)
+);
+COMMENT ON COLUMN mv_speeds.rates IS 'what `mvsweep plan` measured, JSON';
+
 CREATE TABLE mv_studies (
     name TEXT NOT NULL,
     config TEXT NOT NULL,

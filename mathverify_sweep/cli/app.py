@@ -19,12 +19,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     help="Hyperparameter sweeps of QLoRA fine-tunes that judge worked solutions to math problems.\n\n"
-    "Write a sweep file, then: `mvsweep check FILE`, `mvsweep create FILE`, `mvsweep worker STUDY` on every GPU, "
-    "`mvsweep status STUDY`, `mvsweep promote STUDY`, `mvsweep report STUDY`. "
+    "Write a sweep file, then: `mvsweep check FILE`, `mvsweep plan FILE`, `mvsweep create FILE`, "
+    "`mvsweep worker STUDY` on every GPU, `mvsweep status STUDY`, `mvsweep promote STUDY`, `mvsweep report STUDY`. "
     "`mvsweep run FILE` does all of it on this machine.",
 )
 for command in (
     studies.check,
+    workers.plan,
     studies.create,
     workers.worker,
     workers.run,

@@ -9,10 +9,13 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
 
 from mathverify_sweep import paths
 from mathverify_sweep.cli.shared import (
     DEFAULT_STORAGE,
+    As,
+    Format,
     Output,
     Overrides,
     Storage,
@@ -21,6 +24,7 @@ from mathverify_sweep.cli.shared import (
     log_to_stderr,
     open_database,
     open_study,
+    show,
     write_report,
 )
 from mathverify_sweep.errors import StudyError
@@ -69,6 +73,14 @@ def number_or_auto(value: str) -> int | None:
     return None if value == "auto" else int(value)
 
 
+Slots = Annotated[
+    str, typer.Option(metavar="auto|N", help="Runs that share the device at once, at most.", callback=auto_or_count)
+]
+TokenBudget = Annotated[
+    str, typer.Option(metavar="auto|N", help="Tokens of all slots in one pass.", callback=auto_or_count)
+]
+
+
 def worker(
     study: Annotated[
         str, typer.Argument(metavar="FILE_OR_STUDY", help="A study's name, or a sweep file to create it from.")
@@ -81,12 +93,8 @@ def worker(
         EngineChoice,
         typer.Option(help="`rehearsal` trains nothing: it takes time and makes up values, to try a set-up."),
     ] = EngineChoice.auto,
-    slots: Annotated[
-        str, typer.Option(metavar="auto|N", help="Runs that share the device at once, at most.", callback=auto_or_count)
-    ] = "auto",
-    token_budget: Annotated[
-        str, typer.Option(metavar="auto|N", help="Tokens of all slots in one pass.", callback=auto_or_count)
-    ] = "auto",
+    slots: Slots = "auto",
+    token_budget: TokenBudget = "auto",
     optuna_proxy: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Reach Optuna through `mvsweep proxy`: fewer connections.")
     ] = None,
@@ -144,6 +152,37 @@ def worker(
         time_limit_seconds=limit,
     )
     raise typer.Exit(0 if Worker(database, handle, options).work() else 1)
+
+
+def plan(
+    file: SweepFile,
+    gpu: Annotated[int | None, typer.Option(help="GPU number; without it the first one that no worker holds.")] = None,
+    device: Annotated[str | None, typer.Option(help="`cpu` or `cuda`.")] = None,
+    workers: Annotated[
+        int, typer.Option(help="Workers that you will start: with a GPU each, or sharing this CPU.", min=1)
+    ] = 1,
+    slots: Slots = "auto",
+    token_budget: TokenBudget = "auto",
+    overrides: Overrides = None,
+    form: As = Format.table,
+) -> None:
+    """Predict memory, speed, time and device-hours of a sweep, by measuring on this device. Creates nothing.
+
+    Takes from half a minute to some minutes. What it measures is kept in your cache: workers of this study on such a
+    device then have `mvsweep status` and the report hold what they take against it.
+    """
+    from mathverify_sweep import sweep_file
+    from mathverify_sweep.operations import plan as page
+    from mathverify_sweep.reports import planned
+    from mathverify_sweep.worker import devices
+    from mathverify_sweep.worker.engine import EngineOptions
+
+    config = sweep_file.require(file, overrides or ())
+    options = EngineOptions(slots=number_or_auto(slots), token_budget=number_or_auto(token_budget))
+    wanted = page.Wanted(devices.choose(gpu, device), options, workers)
+    with Console(stderr=True).status("reading the data") as shown:
+        found = page.make(config, wanted, shown.update)
+    show(form, planned.rendered(found), found)
 
 
 def run(

@@ -103,6 +103,8 @@ def _headline(report: StatusReport) -> Iterable[tuple[str, str]]:
         yield f"accuracy of {name.replace('_', ' ')} (baseline)", f"{found.accuracy:.4f}"
     yield "trials", f"{report.budget.trials_used} of {report.budget.trials}"
     yield "device-hours", f"{report.budget.gpu_hours_used:.2f}"
+    for prediction in report.predictions:
+        yield rows.held_against(prediction), f"{prediction.ratio:.2f}"
 
 
 def _trials(report: StatusReport, board: Leaderboard) -> str:

@@ -107,6 +107,19 @@ class BudgetUse(Frozen):
     deadline: datetime | None
 
 
+class Prediction(Frozen):
+    """Device time that was predicted for the work that workers have done, by rates measured before, and what it was."""
+
+    device: str
+    workers: int
+    runs: int = Field(description="attempts that have trained")
+    rows_trained: int
+    rows_judged: int
+    predicted_seconds: float = Field(description="device time of all workers together")
+    took_seconds: float
+    ratio: float = Field(description="taken over predicted")
+
+
 class StatusReport(Frozen):
     """A study as it stands."""
 
@@ -121,6 +134,7 @@ class StatusReport(Frozen):
     best_trial: int | None
     best_value: float | None
     budget: BudgetUse
+    predictions: tuple[Prediction, ...] = Field((), description="of devices on which `mvsweep plan` had measured")
     baselines: dict[str, Metrics]
     trials: tuple[TrialRow, ...]
     promotions: tuple[PromotionRow, ...]

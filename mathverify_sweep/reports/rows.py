@@ -13,11 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mathverify_sweep import metrics
 from mathverify_sweep.config import SweepConfig
+from mathverify_sweep.rates import Rates
+from mathverify_sweep.reports import held
 from mathverify_sweep.reports.models import (
     BudgetUse,
     CurvePoint,
     Leaderboard,
     LeaderRow,
+    Prediction,
     PromotionRow,
     RunningRow,
     StageRow,
@@ -27,7 +30,7 @@ from mathverify_sweep.reports.models import (
 )
 from mathverify_sweep.specs import Metrics, Objective
 from mathverify_sweep.states import RunState
-from mathverify_sweep.store import promotions, runs, studies
+from mathverify_sweep.store import promotions, runs, speeds, studies
 from mathverify_sweep.store.device_time import Use, device_seconds
 from mathverify_sweep.store.runs import Point, RunRecord
 from mathverify_sweep.study import views
@@ -50,10 +53,13 @@ def status(database: Database, study: str) -> StatusReport:
     record = studies.get(database, study)
     config = SweepConfig.model_validate_json(record.config)
     every = [run for run in runs.runs(database, study) if run.spec is not None]
-    said = {run_id: _curve(points) for run_id, points in runs.points_of_study(database, study).items()}
+    points = runs.points_of_study(database, study)
+    rates = {worker: Rates.model_validate_json(found) for worker, found in speeds.of_study(database, study).items()}
+    said = {run_id: _curve(found) for run_id, found in points.items()}
     trials = _trials(views.trials(database, study), every, said, config.data.train_rows)
     best = ranked(trials, config.objective)
-    budget = _budget(every, trials, config)
+    uses = _uses(every)
+    budget = _budget([use for _, use in uses], trials, config)
     return StatusReport(
         study=study,
         state=_state(record, every, trials, budget),
@@ -66,6 +72,7 @@ def status(database: Database, study: str) -> StatusReport:
         best_trial=best[0].number if best else None,
         best_value=best[0].value if best else None,
         budget=budget,
+        predictions=held.predictions(uses, points, rates),
         baselines={name: Metrics(**figures) for name, figures in json.loads(record.baselines or "{}").items()},
         trials=trials,
         promotions=tuple(_promotion(found, every, said, trials) for found in promotions.promotions(database, study)),
@@ -117,6 +124,15 @@ def standing(report: StatusReport) -> str:
         return report.state
     return (
         f"stopped: {report.stopped}" if report.state == "stopped" else f"{report.state}, then stopped: {report.stopped}"
+    )
+
+
+def held_against(prediction: Prediction) -> str:
+    """A prediction and what came of it, in words."""
+    who = f"{prediction.workers} worker{'s' if prediction.workers > 1 else ''}"
+    return (
+        f"device time over what was predicted for this work: {prediction.took_seconds:,.0f} s over "
+        f"{prediction.predicted_seconds:,.0f} s, {who} on {prediction.device}"
     )
 
 
@@ -264,8 +280,16 @@ def _is_spent(budget: BudgetUse) -> bool:
     return budget.trials_used >= budget.trials or hours or late
 
 
-def _budget(every: Sequence[RunRecord], trials: Sequence[TrialRow], config: SweepConfig) -> BudgetUse:
-    uses = (Use(run.worker.worker_id, run.started_at, _seconds(run)) for run in every if run.worker and run.started_at)
+def _uses(every: Sequence[RunRecord]) -> list[tuple[RunRecord, Use]]:
+    """Attempts that were in an engine."""
+    return [
+        (run, Use(run.worker.worker_id, run.started_at, _seconds(run)))
+        for run in every
+        if run.worker and run.started_at
+    ]
+
+
+def _budget(uses: Sequence[Use], trials: Sequence[TrialRow], config: SweepConfig) -> BudgetUse:
     return BudgetUse(
         trials=config.trials,
         trials_used=sum(trial.run_id is not None for trial in trials),

@@ -68,6 +68,12 @@ def table_of(*columns: str) -> Table:
     return table
 
 
+def time_of(seconds: float) -> str:
+    """`4:07`, or `1:04:07` with hours."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+
+
 def watch(
     database: Database, study: str, is_over: Callable[[StatusReport], bool], console: Console, seconds: float = 1.5
 ) -> StatusReport:
@@ -102,6 +108,7 @@ def _headline(report: StatusReport) -> Text:
         f"{report.study}: {rows.standing(report)}",
         f"{budget.trials_used} of {budget.trials} trials ({counts}), {hours} device-hours",
     ]
+    lines += [rows.held_against(prediction) for prediction in report.predictions]
     if report.best_value is not None:
         lines.append(f"best {report.objective.replace('_', ' ')} {report.best_value:.4f}, trial {report.best_trial}")
     if report.baselines:
@@ -187,5 +194,4 @@ def _accuracy(found: Metrics | None) -> str:
 
 
 def _time(run: RunRow) -> str:
-    minutes, seconds = divmod(round(run.seconds), 60)
-    return f"{minutes}:{seconds:02}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
+    return time_of(run.seconds)

@@ -17,7 +17,7 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.schema import CreateIndex, CreateTable, ExecutableDDLElement, SetColumnComment
 
 VERSION_TABLE = "mvsweep_alembic_version"
-REVISION = "0003"
+REVISION = "0004"
 """The last migration, which leads to the tables below; a test holds it to the folder of migrations."""
 
 
@@ -162,6 +162,13 @@ environments = sa.Table(
     metadata,
     _column("environment_id", CleanText, primary_key=True),
     _column("described", CleanText, comment="commit, Python and packages, JSON"),
+)
+
+speeds = sa.Table(
+    "mv_speeds",
+    metadata,
+    _column("worker_id", CleanText, primary_key=True),
+    _column("rates", CleanText, comment="what `mvsweep plan` measured, JSON"),
 )
 
 exports = sa.Table(

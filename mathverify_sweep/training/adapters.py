@@ -13,7 +13,7 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import nn
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 from transformers import PreTrainedModel, set_seed
 
 from mathverify_sweep.errors import ModelError
@@ -35,6 +35,7 @@ ROOM_SECONDS = 10.0
 """How often a full disk is tried again."""
 
 _WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
+_FORMAT = {"format": "pt"}
 
 
 @contextmanager
@@ -71,21 +72,36 @@ def kept_in_their_dtype(model: PeftModel) -> Iterator[None]:
         parameter.data = data
 
 
+def values(base: BaseModel, spec: RunSpec, start: Path | None) -> dict[str, Tensor]:
+    """The numbers of an adapter that `attached` would put on the base, by PEFT's names, on the host."""
+    with attached(base, spec, start) as model:
+        found = get_peft_model_state_dict(model, save_embedding_layers=False)
+        return {name: tensor.detach().to("cpu", copy=True) for name, tensor in found.items()}
+
+
 def save(model: PeftModel, folder: Path) -> None:
     """As PEFT's safetensors, whole or not at all."""
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
     # Without `save_embedding_layers` PEFT asks the hub whether the base's vocabulary was changed.
-    model.save_pretrained(str(partial), save_embedding_layers=False)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    _whole(folder, lambda partial: model.save_pretrained(str(partial), save_embedding_layers=False))
 
 
-def keep(model: PeftModel, folder: Path, sleep: Callable[[float], None] = time.sleep) -> None:
-    """`save` the adapter that a run was for; while the disk is full, wait for room: the run is not worth losing."""
+def save_values(base: BaseModel, spec: RunSpec, numbers: Mapping[str, Tensor], folder: Path) -> None:
+    """The files that `save` writes and that are read again, of an adapter that is on no model."""
+
+    def fill(partial: Path) -> None:
+        config = _lora_config(base, spec.base_model, spec.params)
+        config.base_model_name_or_path, config.inference_mode = base.model.name_or_path, True
+        config.save_pretrained(str(partial))
+        save_file({name: tensor.contiguous() for name, tensor in numbers.items()}, partial / _WEIGHTS, _FORMAT)
+
+    _whole(folder, fill)
+
+
+def keep(save_it: Callable[[], None], folder: Path, sleep: Callable[[float], None] = time.sleep) -> None:
+    """Save the adapter that a run was for; while the disk is full, wait for room: the run is not worth losing."""
     while True:
         try:
-            save(model, folder)
+            save_it()
         except (OSError, SafetensorError) as error:
             if not _is_full(error):
                 raise
@@ -102,6 +118,15 @@ def digest(folder: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise ModelError(f"a start adapter needs {_CONFIG} and {_WEIGHTS} in {folder}: {error}") from error
+
+
+def _whole(folder: Path, fill: Callable[[Path], None]) -> None:
+    """A folder under its name only when all of it is there."""
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    fill(partial)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
 
 
 def _is_full(error: Exception) -> bool:

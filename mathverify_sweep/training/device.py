@@ -48,6 +48,13 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def total_memory(device: torch.device) -> int:
+    """Bytes of a GPU, whoever uses them; on a CPU of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def free_memory(device: torch.device) -> None:
     """A GPU's, now: the trainer and its optimizer refer to each other, so only the collector frees them."""
     if device.type == "cuda":

@@ -22,7 +22,7 @@ import torch
 from mathverify_sweep.errors import ModelError, TrainingEnded
 from mathverify_sweep.specs import BaseModelSpec, DataSpec, RunResult, RunSpec, Split
 from mathverify_sweep.states import EndReason
-from mathverify_sweep.training import adapters, device
+from mathverify_sweep.training import device
 from mathverify_sweep.training.checkpoints import start_over
 from mathverify_sweep.training.material import Library, Material
 from mathverify_sweep.training.order import Order
@@ -90,19 +90,20 @@ class PackedEngine:
         ended, self._ended = self._ended, []
         return ended
 
+    def told(self) -> str:
+        """How memory is used, once a run has been taken."""
+        return self._ready.plan.told(self._ready.budget) if self._ready else "packed engine"
+
     def score(self, spec: RunSpec, adapter: Path | None, split: Split) -> tuple[float, ...]:
         """The log-odds of a split's rows in its order, by an adapter of the spec's shape or by the base model alone."""
         made = self._made_ready(spec)
         count = len(self._library.data(spec.data, spec.data_fingerprint).split(split))
         rows = self._library.rows(spec, split, count).rows
-        weights = None
-        if adapter is not None:
-            with adapters.attached(made.model.base, spec, adapter) as attached:
-                weights = made.model.weights(attached, spec.params)
+        weights = None if adapter is None else made.model.weights(spec, adapter)
         return tuple(log_odds(made.model, [Reader(weights, rows)], count, made.budget)[0])
 
     def _next(self) -> list[str]:
-        """Runs for one pass, in turn, as far as the token budget reaches; at least one."""
+        """Runs for one pass, in turn, as far as the token budget reaches; at least one, whatever it takes."""
         assert self._ready is not None
         chosen: list[str] = []
         room = self._ready.budget.tokens
@@ -143,7 +144,7 @@ class PackedEngine:
         longest = max(slot.longest for slot in self._slots.values())
         if device.is_out_of_memory(error) and budget.shrink(longest):
             log.warning("out of memory: passes of %d tokens from here on", budget.tokens)
-            self._ready.model.expect(budget.tokens, longest)
+            self._ready.model.expect(budget, longest)
             for slot in self._slots.values():
                 slot.redo()
         elif len(run_ids) > 1:

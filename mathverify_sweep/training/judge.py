@@ -83,8 +83,7 @@ def _one_by_one(loaded: BaseModel, trained: Sequence[Trained], rows: Sequence[Ro
 
 
 def _weights(made: Ready, trained: Trained) -> Weights:
-    with adapters.attached(made.model.base, trained.spec, trained.adapter) as attached:
-        return made.model.weights(attached, trained.spec.params)
+    return made.model.weights(trained.spec, trained.adapter)
 
 
 def _encoded(loaded: BaseModel, spec: RunSpec, rows: Sequence[Row]) -> Encoded:

@@ -6,8 +6,9 @@ Refuses data whose fingerprint is not the study's, and rows that the base model 
 from __future__ import annotations
 
 import gc
+from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -22,6 +23,9 @@ from mathverify_sweep.training.base import BaseModel
 from mathverify_sweep.training.batches import training_order
 from mathverify_sweep.training.evaluate import log_odds
 from mathverify_sweep.training.slices import Slice
+
+_KEPT = 6
+"""Of prompts and splits whose rows stay encoded: training and validation of three prompts."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +60,9 @@ class Library:
         # Each run collects garbage once; over all that the libraries above hold, that would take 0.4 s.
         gc.collect()
         gc.freeze()
-        # The rows of the last two prompts stay encoded (training, validation).
         self._base = lru_cache(maxsize=1)(base.load)
         self._data = lru_cache(maxsize=1)(_load_data)
-        self._encoded = lru_cache(maxsize=4)(self._encode)
+        self._encoded: OrderedDict[_Rows, Encoded] = OrderedDict()
 
     def data(self, spec: DataSpec, fingerprint: str) -> dataset.VerificationData:
         """Raises DataDrift when it is not the data of that fingerprint."""
@@ -71,7 +74,15 @@ class Library:
 
     def rows(self, spec: RunSpec, split: Split, count: int) -> Encoded:
         """The first `count` rows of a split as the spec's prompt and the base's tokenizer encode them."""
-        return self._encoded(_Rows.of(spec, split, count))
+        wanted = _Rows.of(spec, split)
+        known = self._encoded.pop(wanted, Encoded((), 0))
+        if (done := len(known.rows) + known.left_out) < count:
+            known = self._more(wanted, known, done, count)
+        self._encoded[wanted] = known
+        if len(self._encoded) > _KEPT:
+            self._encoded.popitem(last=False)
+        rows = tuple(row for row in known.rows if row.index < count)
+        return Encoded(rows, count - len(rows))
 
     def material(self, spec: RunSpec) -> Material:
         """All that a run of this spec works on."""
@@ -88,14 +99,16 @@ class Library:
             slices=slices.of(spec, nested.rows, len(data.train), len(data.validation)),
         )
 
-    def _encode(self, wanted: _Rows) -> Encoded:
-        rows = self.data(wanted.data, wanted.data_fingerprint).split(wanted.split)[: wanted.count]
+    def _more(self, wanted: _Rows, known: Encoded, done: int, count: int) -> Encoded:
+        """The first `count` rows, of which the first `done` are known."""
+        rows = self.data(wanted.data, wanted.data_fingerprint).split(wanted.split)[done:count]
         loaded = self.base(wanted.base_model)
-        encoded = encode(rows, wanted.template_text, loaded.tokenizer, wanted.max_length)
-        if not encoded.rows:
-            raise ModelError(f"max_length must leave rows, none of {len(rows)} fits even when cut. Raise it")
-        require_positions(loaded, encoded)
-        return encoded
+        more = encode(rows, wanted.template_text, loaded.tokenizer, wanted.max_length)
+        require_positions(loaded, more)
+        found = (*known.rows, *(replace(row, index=row.index + done) for row in more.rows))
+        if not found:
+            raise ModelError(f"max_length must leave rows, none of {count} fits even when cut. Raise it")
+        return Encoded(found, known.left_out + more.left_out)
 
 
 def require_positions(loaded: BaseModel, encoded: Encoded) -> None:
@@ -111,7 +124,7 @@ def require_positions(loaded: BaseModel, encoded: Encoded) -> None:
 
 @dataclass(frozen=True)
 class _Rows:
-    """The first `count` rows of a split as one prompt and tokenizer encode them: the key of what stays encoded."""
+    """The rows of a split as one prompt and tokenizer encode them: the key of what stays encoded."""
 
     data: DataSpec
     data_fingerprint: str
@@ -119,12 +132,11 @@ class _Rows:
     template_text: str
     max_length: int
     split: Split
-    count: int
 
     @classmethod
-    def of(cls, spec: RunSpec, split: Split, count: int) -> _Rows:
+    def of(cls, spec: RunSpec, split: Split) -> _Rows:
         text = prompts.find(spec.params.prompt_template, spec.prompt_texts)
-        return cls(spec.data, spec.data_fingerprint, spec.base_model, text, spec.max_length, split, count)
+        return cls(spec.data, spec.data_fingerprint, spec.base_model, text, spec.max_length, split)
 
 
 def _load_data(spec: DataSpec, fingerprint: str) -> dataset.VerificationData:

@@ -42,5 +42,8 @@ class Engine(Protocol):
     def step(self) -> list[tuple[str, RunResult]]:
         """Some work for all runs in slots; the runs that ended by it, which have left their slots."""
 
+    def told(self) -> str:
+        """How it uses its device, in one line; more is known once it has taken a run."""
+
     def score(self, spec: RunSpec, adapter: Path | None, split: Split) -> tuple[float, ...]:
         """The log-odds of a split's rows in its order, by an adapter of the spec's shape or by the base model alone."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from mathverify_sweep.data.encode import EncodedRow
@@ -56,6 +57,10 @@ class ReferenceEngine:
             result = RunResult(end_reason=EndReason.CRASHED, message=traceback.format_exc(limit=-12))
         return [(run_id, result)]
 
+    def told(self) -> str:
+        """One line."""
+        return "reference engine: one run at a time"
+
     def score(self, spec: RunSpec, adapter: Path | None, split: Split) -> tuple[float, ...]:
         """The log-odds of a split's rows in its order, by an adapter of the spec's shape or by the base model alone."""
         loaded = self._library.base(spec.base_model)
@@ -99,5 +104,5 @@ class ReferenceEngine:
             course.catch_up(evaluate)
             train(material.base, model, spec, epoch, lambda step, fill: course.after(step, evaluate, fill))
             judged, odds = course.finish(evaluate, read)
-            adapters.keep(model, target)
+            adapters.keep(partial(adapters.save, model, target), target)
         return course.finished(judged, odds, target.name)

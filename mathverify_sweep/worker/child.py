@@ -18,6 +18,7 @@ from mathverify_sweep import processes, redaction
 from mathverify_sweep.errors import ModelError, MvsweepError
 from mathverify_sweep.specs import RunResult
 from mathverify_sweep.states import EndReason, Verdict
+from mathverify_sweep.training import stopwatch
 from mathverify_sweep.training.order import Engine, Order
 from mathverify_sweep.worker import messages
 from mathverify_sweep.worker.messages import (
@@ -26,13 +27,16 @@ from mathverify_sweep.worker.messages import (
     FromEngine,
     Interrupt,
     Logged,
+    Measuring,
     Prepare,
     Ready,
     Refused,
     Reported,
     Room,
+    Sample,
     Start,
     Stepped,
+    Timed,
     ToEngine,
 )
 
@@ -151,6 +155,9 @@ def _serve(worker: _Worker, device: str, name: str, slots: int | None, tokens: i
         return
     all_slots, begun = engine.free_slots(), 0
     worker.tell(ready)
+    if prepare.sample is not None:
+        _measure(engine, prepare.sample, device, worker)
+        return
     worker.tell(Room(free_slots=all_slots, begun=begun))
     while True:
         free = engine.free_slots()
@@ -185,6 +192,19 @@ def _engine(name: str, prepare: Prepare, device: str, slots: int | None, tokens:
     from mathverify_sweep.training.reference import ReferenceEngine  # imports torch
 
     return Ready(engine="reference", note=reason), ReferenceEngine(device)
+
+
+def _measure(engine: Engine, sample: Sample, device: str, worker: _Worker) -> None:
+    from mathverify_sweep.training import device as devices  # imports torch
+
+    try:
+        measured = stopwatch.measure(
+            engine, sample.specs, Path(sample.folder), lambda what: worker.tell(Measuring(what=what))
+        )
+    except MvsweepError as error:
+        worker.tell(Refused(message=str(error)))
+        return
+    worker.tell(Timed(measured=measured, device_bytes=devices.total_memory(devices.find(device))))
 
 
 def _begin(engine: Engine, start: Start, worker: _Worker) -> None:

@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING
 
 from mathverify_sweep import paths
 from mathverify_sweep.errors import MvsweepError, StorageUnavailable, StudyError
+from mathverify_sweep.rates import Rates
 from mathverify_sweep.specs import RunResult
 from mathverify_sweep.states import EndReason
 from mathverify_sweep.store import database as store
-from mathverify_sweep.store import leases, runs, studies, suspicion
+from mathverify_sweep.store import leases, runs, speeds, studies, suspicion
 from mathverify_sweep.store.runs import Claim, WorkerIdentity
 from mathverify_sweep.worker import claims, outbox, retention, saying
 from mathverify_sweep.worker.news import Failed, Lost, News, Over, Ruled
@@ -51,12 +52,13 @@ SLOW_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class ClerkOptions:
-    """How a clerk works. `until_idle`: it is over when the study has nothing left to do."""
+    """How a clerk works. `until_idle`: it is over when the study has nothing left to do. `rates` are its worker's."""
 
     output: Path
     lease_seconds: float
     until_idle: bool
     trust_gpu: bool
+    rates: Rates | None = None
 
 
 class Clerk:
@@ -245,6 +247,8 @@ class Clerk:
             self._hand_back_unwanted()
             return
         self._held.setdefault(claim.run_id, (claim, time.monotonic()))
+        if self._options.rates is not None:
+            speeds.record(self._database, self._identity.worker_id, self._options.rates.model_dump_json())
         found = claims.with_its_past(self._database, claim, self._options.output)
         self._asked_for -= 1
         self._idle_seconds, self._asked_at = IDLE_SECONDS[0], -float("inf")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import shutil
 import subprocess
 import tempfile
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from mathverify_sweep import environment
 from mathverify_sweep.errors import ConfigError
 
 
@@ -18,13 +20,22 @@ from mathverify_sweep.errors import ConfigError
 class Device:
     """A device as the engine sees it (`torch_name`, `environment`) and as people do (`label`).
 
-    `lock` keeps a GPU that was chosen automatically from other workers of this machine while it is open.
+    `model` is what it is, whichever of several. `lock` keeps a GPU that was chosen automatically from other workers of
+    this machine while it is open.
     """
 
     torch_name: str
     label: str
     environment: Mapping[str, str] = field(default_factory=dict)
     lock: IO[bytes] | None = None
+    model: str = "cpu"
+
+    @property
+    def kind(self) -> str:
+        """What is measured on one of a kind holds for all: of a CPU so many threads, where the machine is the same."""
+        if self.torch_name != "cpu":
+            return self.model
+        return f"cpu, {environment.threads({**os.environ, **self.environment})} thread(s)"
 
 
 def choose(gpu: int | None, device: str | None) -> Device:
@@ -52,6 +63,12 @@ def choose(gpu: int | None, device: str | None) -> Device:
     return choose(None, "cpu")
 
 
+def shared(workers: int) -> dict[str, str]:
+    """The variables of each of so many workers that share this machine's CPU, unless its user has set them."""
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    return {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(threads)}
+
+
 def pretended(gpu: int | None) -> Device:
     """A device for a worker that only rehearses; any number will do."""
     return Device("cpu", "cpu" if gpu is None else f"gpu {gpu} (pretended)", {"CUDA_VISIBLE_DEVICES": ""})
@@ -68,8 +85,8 @@ def gpu_names() -> list[str]:
 
 def _gpu(number: int, name: str, lock: IO[bytes] | None) -> Device:
     # PCI order, so that numbers are nvidia-smi's.
-    environment = {"CUDA_VISIBLE_DEVICES": str(number), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
-    return Device("cuda:0", f"gpu {number} ({name})", environment, lock)
+    variables = {"CUDA_VISIBLE_DEVICES": str(number), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    return Device("cuda:0", f"gpu {number} ({name})", variables, lock, name)
 
 
 def _try_lock(number: int) -> IO[bytes] | None:

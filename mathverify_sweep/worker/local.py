@@ -66,9 +66,8 @@ def _start(job: Job, log: Path, gpu: int | None) -> subprocess.Popen[bytes]:
         command += ["--gpu", str(gpu)]
     elif job.device:
         command += ["--device", job.device]
-    threads = max(1, (os.cpu_count() or 1) // job.workers)
     # The URL may hold a password: in the environment it is not in the list of processes.
-    environment = {"OMP_NUM_THREADS": str(threads), **os.environ, "OPTUNA_STORAGE": job.storage}
+    environment = {**os.environ, **devices.shared(job.workers), "OPTUNA_STORAGE": job.storage}
     with log.open("wb") as output:
         return subprocess.Popen(
             command,

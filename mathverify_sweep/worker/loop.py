@@ -21,6 +21,7 @@ from mathverify_sweep.states import EndReason, Verdict
 from mathverify_sweep.store import provenance
 from mathverify_sweep.store.runs import WorkerIdentity
 from mathverify_sweep.tracking import Tracker, TrackingSettings
+from mathverify_sweep.worker import measuring
 from mathverify_sweep.worker.attempt import Attempt
 from mathverify_sweep.worker.carrier import Carrier
 from mathverify_sweep.worker.clerk import Clerk, ClerkOptions
@@ -87,8 +88,9 @@ class Worker:
         self._name = study.config.study
         code = provenance.environment_id(environment.described())
         self._identity = WorkerIdentity.of_this_process(options.device.label, options.lease_seconds, code)
-        clerk_options = ClerkOptions(options.output, options.lease_seconds, options.until_idle, options.trust_gpu)
-        self._clerk = Clerk(database, study, self._identity, clerk_options)
+        rates = measuring.known(study.config, study.data_fingerprint, options.device, options.engine)
+        told = (options.output, options.lease_seconds, options.until_idle, options.trust_gpu, rates)
+        self._clerk = Clerk(database, study, self._identity, ClerkOptions(*told))
         tracking = study.config.tracking
         self._carrier = Carrier(options.output)
         self._tracker = Tracker(TrackingSettings(tracking.wandb, tracking.project, tracking.entity))

@@ -9,18 +9,28 @@ from pydantic import Field, TypeAdapter
 
 from mathverify_sweep.specs import BaseModelSpec, DataSpec, Frozen, RunResult, RunSpec
 from mathverify_sweep.states import EndReason, Verdict
+from mathverify_sweep.training.stopwatch import Measured
+
+
+class Sample(Frozen):
+    """Trials to measure an engine with, and where they may leave what they leave."""
+
+    specs: tuple[RunSpec, ...]
+    folder: str
 
 
 class Prepare(Frozen):
     """To the engine: read this data, and refuse if it is not what the study was created with.
 
-    `base_model` is that of the runs to come: whether it can be packed decides which engine `auto` is.
+    `base_model` is that of the runs to come: whether it can be packed decides which engine `auto` is. With a `sample`
+    it measures itself instead of waiting for runs.
     """
 
     kind: Literal["prepare"] = "prepare"
     base_model: BaseModelSpec
     data: DataSpec
     data_fingerprint: str
+    sample: Sample | None = None
 
 
 class Start(Frozen):
@@ -70,6 +80,21 @@ class Room(Frozen):
     begun: int
 
 
+class Measuring(Frozen):
+    """From the engine: what it measures now, in words."""
+
+    kind: Literal["measuring"] = "measuring"
+    what: str
+
+
+class Timed(Frozen):
+    """From the engine: how fast it is. `device_bytes`: memory that its device has."""
+
+    kind: Literal["timed"] = "timed"
+    measured: Measured
+    device_bytes: int
+
+
 class Refused(Frozen):
     """From the engine: this machine cannot work on the study, and why."""
 
@@ -111,7 +136,7 @@ class Ended(Frozen):
 
 
 ToEngine = Prepare | Start | Answer | Interrupt
-FromEngine = Ready | Room | Refused | Logged | Reported | Stepped | Ended
+FromEngine = Ready | Room | Measuring | Timed | Refused | Logged | Reported | Stepped | Ended
 
 _TO_ENGINE: TypeAdapter[ToEngine] = TypeAdapter(Annotated[ToEngine, Field(discriminator="kind")])
 _FROM_ENGINE: TypeAdapter[FromEngine] = TypeAdapter(Annotated[FromEngine, Field(discriminator="kind")])

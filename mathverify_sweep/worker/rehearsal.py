@@ -158,6 +158,10 @@ class RehearsalEngine:
                 ended.append((run_id, result))
         return ended
 
+    def told(self) -> str:
+        """One line."""
+        return "rehearsal: nothing is trained"
+
     def score(self, spec: RunSpec, adapter: Path | None, split: Split) -> tuple[float, ...]:
         """The log-odds of a split's rows, by an adapter that a rehearsal left or by the base model alone."""
         rows = 0 if adapter is None else _adapter_rows(adapter)

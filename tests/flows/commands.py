@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 from mathverify_sweep.reports.models import StatusReport
 
 SWEEP = """
@@ -28,6 +30,11 @@ tracking: {wandb: disabled}
 """
 
 STARTED_SECONDS = 120.0
+
+FIRST_ON_POSTGRESQL = pytest.mark.parametrize(
+    "backend", [pytest.param("sqlite", marks=pytest.mark.slow), "postgresql"], indirect=True
+)
+"""Of flows that train for long: on the database where several hosts meet in `make test`, on both in the long tests."""
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,12 @@ from mathverify_sweep.states import EndReason, RunState
 from mathverify_sweep.store import runs
 from mathverify_sweep.store.database import connect
 from mathverify_sweep.store.runs import Point, WorkerIdentity
-from tests.flows.commands import SWEEP, Shell, ended
+from tests.flows.commands import FIRST_ON_POSTGRESQL, SWEEP, Shell, ended
+
+pytestmark = FIRST_ON_POSTGRESQL
 
 ONE_LONG_TRIAL = SWEEP.replace(
-    "generated_rows: 1_500, train_rows: 256", "generated_rows: 3_000, train_rows: 2_000"
+    "generated_rows: 1_500, train_rows: 256", "generated_rows: 2_000, train_rows: 1_000"
 ).replace("trials: 4", "trials: 1")
 
 
@@ -30,7 +32,7 @@ def shell(tmp_path: Path, database_url: str) -> Shell:
 
 def test_a_killed_workers_trial_goes_on_from_its_checkpoint_with_the_next_one(shell: Shell) -> None:
     worker = shell.worker("--checkpoint-seconds", "1")
-    shell.wait_until(lambda report: any(run.rows_seen > 400 for run in report.running))
+    shell.wait_until(lambda report: any(run.rows_seen > 200 for run in report.running))
 
     worker.send_signal(signal.SIGKILL)
     ended(worker, -signal.SIGKILL)
@@ -41,7 +43,7 @@ def test_a_killed_workers_trial_goes_on_from_its_checkpoint_with_the_next_one(sh
     assert (first.end_reason, second.end_reason) == (EndReason.LEASE_EXPIRED, EndReason.FINISHED)
     assert second.result is not None
     assert second.result.resumed_from_rows > 0
-    assert second.result.rows_seen == 2_000
+    assert second.result.rows_seen == 1_000
     rows = [point.rows_seen for point in second.points]
     assert min(rows) < second.result.resumed_from_rows, "what the first attempt said is kept"
     (trial,) = shell.status().trials

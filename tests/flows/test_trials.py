@@ -9,7 +9,7 @@ import pytest
 from mathverify_sweep.states import EndReason, RunState
 from mathverify_sweep.store import runs
 from mathverify_sweep.store.database import connect
-from tests.flows.commands import SWEEP, Shell, ended
+from tests.flows.commands import FIRST_ON_POSTGRESQL, SWEEP, Shell, ended
 
 
 @pytest.fixture
@@ -17,6 +17,7 @@ def shell(tmp_path: Path, database_url: str) -> Shell:
     return Shell.at(tmp_path / "work", database_url)
 
 
+@FIRST_ON_POSTGRESQL
 def test_two_workers_at_once_split_the_trials_and_run_none_twice(shell: Shell) -> None:
     shell.run("create", "flow.yaml")
 

@@ -186,6 +186,22 @@ def test_a_recorded_pass_is_the_pass_itself(
         assert largest_difference(*adapters) < 5e-3
 
 
+def test_rows_judged_by_a_recorded_pass_get_the_odds_of_a_launched_one(
+    place: Place, engine: PackedEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = place.spec(quantization="nf4", params={"learning_rate": 3e-3})
+    trained(engine, spec, tmp_path, Recorder())
+    replays: list[int] = []
+    replay = graphs._Recorded.replay
+    monkeypatch.setattr(graphs._Recorded, "replay", lambda *args: replays.append(1) or replay(*args))
+    recorded = engine.score(spec, tmp_path / "adapter", "validation")
+    assert replays
+    monkeypatch.setattr(graphs.Graphs, "judge", lambda *_: None)
+    launched = engine.score(spec, tmp_path / "adapter", "validation")
+    assert recorded == pytest.approx(launched, abs=0.05)
+    assert max(recorded) - min(recorded) > 0.5, "odds that are all alike would pass as well"
+
+
 def test_dropout_keeps_its_share_and_draws_the_same_again() -> None:
     from mathverify_sweep.training.packed.kernels import dropped
 

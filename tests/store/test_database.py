@@ -34,6 +34,7 @@ OUR_TABLES = {
     "mv_points",
     "mv_predictions",
     "mv_exports",
+    "mv_speeds",
     "mvsweep_alembic_version",
 }
 
@@ -109,7 +110,7 @@ def test_workers_that_start_at_once_upgrade_once(database_url: str) -> None:
 def test_a_database_of_a_newer_version_is_refused(engine: Engine) -> None:
     with transaction(engine) as connection:
         connection.exec_driver_sql("UPDATE mvsweep_alembic_version SET version_num = '9999'")
-    with pytest.raises(StorageError, match=r"revision 9999.*up to 0003.*Install that version here, or restore"):
+    with pytest.raises(StorageError, match=r"revision 9999.*up to 0004.*Install that version here, or restore"):
         upgrade(engine)
 
 

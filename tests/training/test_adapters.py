@@ -1,16 +1,21 @@
-"""A run's adapter on a full disk: it waits for room."""
+"""A run's adapter on its way to the disk: as PEFT writes it, and on a full disk it waits for room."""
 
 from __future__ import annotations
 
 import errno
+import json
+from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
+import torch
 from peft import PeftModel
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 
-from mathverify_sweep.training import adapters
+from mathverify_sweep.training import adapters, base
+from tests.training.tiny_fixture import Place
 
 
 class Model:
@@ -33,14 +38,31 @@ def test_an_adapter_waits_until_the_disk_has_room(tmp_path: Path) -> None:
     in_words = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
     waited: list[float] = []
 
-    adapters.keep(cast(PeftModel, Model(full, in_words)), tmp_path / "adapter", waited.append)
+    model, folder = cast(PeftModel, Model(full, in_words)), tmp_path / "adapter"
+    adapters.keep(partial(adapters.save, model, folder), folder, waited.append)
 
     assert len(waited) == 2
     assert (tmp_path / "adapter" / "adapter_config.json").read_text() == "{}"
 
 
+@pytest.mark.parametrize("params", [{}, {"use_rslora": False, "lora_alpha": 3.0, "lora_dropout": 0.1}], ids=str)
+def test_an_adapter_on_no_model_is_saved_as_peft_saves_it(tmp_path: Path, params: dict[str, Any]) -> None:
+    place = Place(tmp_path)
+    spec = place.spec(params=params, quantization="nf4")
+    loaded = base.load(spec.base_model, torch.device("cpu"))
+    with adapters.attached(loaded, spec, None) as attached:
+        adapters.save(attached, tmp_path / "peft")
+    adapters.save_values(loaded, spec, adapters.values(loaded, spec, None), tmp_path / "ours")
+    peft, ours = (json.loads((tmp_path / name / "adapter_config.json").read_text()) for name in ("peft", "ours"))
+    targets = peft.pop("target_modules"), ours.pop("target_modules")
+    assert peft == ours
+    assert set(targets[0]) == set(targets[1])
+    theirs, mine = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("peft", "ours"))
+    assert theirs.keys() == mine.keys()
+    assert all(torch.equal(tensor, mine[name]) for name, tensor in theirs.items())
+
+
 def test_other_trouble_with_an_adapter_is_not_waited_for(tmp_path: Path) -> None:
+    model, folder = cast(PeftModel, Model(PermissionError("no"))), tmp_path / "adapter"
     with pytest.raises(PermissionError):
-        adapters.keep(
-            cast(PeftModel, Model(PermissionError("no"))), tmp_path / "adapter", lambda _: pytest.fail("it waited")
-        )
+        adapters.keep(partial(adapters.save, model, folder), folder, lambda _: pytest.fail("it waited"))

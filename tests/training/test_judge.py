@@ -59,7 +59,7 @@ def ready_for_company(spec: RunSpec, tokens: int) -> tuple[Ready, Counting]:
     loaded = base.load(spec.base_model, torch.device("cpu"))
     planned = replace(plan.make(loaded, spec), together=True, rank_step=16)
     model = Counting(loaded, planned)
-    return Ready(model, planned, Budget(tokens, tokens)), model
+    return Ready(model, planned, Budget(tokens, tokens, tokens)), model
 
 
 def test_several_adapters_in_one_pass_say_what_each_says_alone(place: Place, tmp_path: Path) -> None:

@@ -58,6 +58,8 @@ def said(function: Callable[[str, str, str], float], rows: tuple[Row, ...]) -> l
 def test_an_exported_adapter_says_the_same_in_plain_transformers_and_peft(
     shop: Shop, trio: list[RunRecord], rows: tuple[Row, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Its kernels for CPUs that multiply bfloat16 refuse layers as narrow as this base's, and round the others.
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)
     found = exported(shop, trio[0], tmp_path / "out")
     assert (found.merged, found.dtype) == (False, "float32")
     kept = runs.log_odds(shop.database, trio[0].run_id, "validation")
@@ -76,7 +78,9 @@ def test_a_merged_model_says_the_same_and_its_flips_are_counted(
         plain = np.array(said(as_the_card_says(tmp_path / dtype, monkeypatch), rows))
         assert plain == pytest.approx(kept, abs=close)
         assert found.rows == len(rows)
-        assert found.flipped == np.sum((plain >= threshold) != (kept >= threshold))
+        # In batches and one by one, matmuls in bfloat16 may differ by a rounding, on some CPUs.
+        at_the_threshold = np.sum(np.abs(plain - threshold) < close / 20) if dtype == "bfloat16" else 0
+        assert abs(found.flipped - np.sum((plain >= threshold) != (kept >= threshold))) <= at_the_threshold
         card = (tmp_path / dtype / "README.md").read_text(encoding="utf-8")
         assert f"{found.flipped} got another verdict" in card
         told = json.loads((tmp_path / dtype / "verifier.json").read_text())

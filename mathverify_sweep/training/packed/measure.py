@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 import time
@@ -10,10 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
+from mathverify_sweep import remembered
 from mathverify_sweep.data.encode import EncodedRow
 from mathverify_sweep.paths import token_budgets_file
 from mathverify_sweep.specs import RunSpec
-from mathverify_sweep.training import adapters, device
+from mathverify_sweep.training import device
 from mathverify_sweep.training.packed.model import PackedModel
 from mathverify_sweep.training.packed.plan import CPU_EVALUATION_TOKENS, CPU_TOKENS, Budget, Plan, candidates
 from mathverify_sweep.training.packed.stream import Share
@@ -32,10 +32,8 @@ _REPEATS = 3
 def budget(model: PackedModel, plan: Plan, spec: RunSpec, asked: int | None) -> Budget:
     """As asked for; else a CPU's is known, and a GPU's the smallest that is near its best rate with this model."""
     if model.base.device.type == "cpu":
-        return Budget(asked or CPU_TOKENS, asked or CPU_EVALUATION_TOKENS)
-    tokens = asked or _remembered_or_measured(model, plan, spec)
-    # Forward only, a layer's activations are gone when the next one is through.
-    return Budget(tokens, 2 * tokens)
+        return Budget(asked or CPU_TOKENS, asked or CPU_EVALUATION_TOKENS, asked or CPU_TOKENS)
+    return _budget(asked or _remembered_or_measured(model, plan, spec), asked or plan.most_tokens)
 
 
 def smallest_near_peak(rates: Mapping[int, float]) -> int:
@@ -48,12 +46,11 @@ def rates(
     model: PackedModel, spec: RunSpec, budgets: Sequence[int], clock: Callable[[], float] = time.perf_counter
 ) -> dict[int, float]:
     """Trained tokens a second at each budget, ascending, as far up as memory reaches: at the first in any case."""
-    with adapters.attached(model.base, spec, None) as attached:
-        weights = model.weights(attached, spec.params)
+    weights = model.weights(spec, None)
     measured: dict[int, float] = {}
     for tokens in budgets:
         share = Share(weights, _made_up(model, min(_ROW, spec.max_length), tokens), whole=1.0)
-        model.expect(tokens, spec.max_length)
+        model.expect(_budget(tokens, tokens), spec.max_length)
         try:
             model.train([share])  # the first chooses kernels and takes memory
             _finish(model)
@@ -72,22 +69,21 @@ def rates(
 
 def _remembered_or_measured(model: PackedModel, plan: Plan, spec: RunSpec) -> int:
     file = token_budgets_file()
-    try:
-        known: dict[str, int] = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # there is none yet, or another process is writing it
-        known = {}
+    known = remembered.read(file)
     base = model.base.spec
     key = " ".join(map(str, (base.name, base.revision, base.quantization, model.base.compute_dtype, plan.way, _gpu())))
     if isinstance(known.get(key), int):
-        return min(known[key], plan.most_tokens)
+        return min(int(known[key]), plan.most_tokens)
     measured = rates(model, spec, candidates(plan, spec.max_length))
-    known[key] = smallest_near_peak(measured)
+    found = smallest_near_peak(measured)
     log.info("tokens at once and tokens a second: %s", ", ".join(f"{t}: {r:.0f}" for t, r in measured.items()))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(f".{random.getrandbits(32):08x}.partial")
-    partial.write_text(json.dumps(known, indent=1), encoding="utf-8")
-    partial.replace(file)
-    return known[key]
+    remembered.write(file, key, found)
+    return found
+
+
+def _budget(tokens: int, of_one: int) -> Budget:
+    # Forward only, a layer's activations are gone when the next one is through.
+    return Budget(tokens, 2 * tokens, of_one)
 
 
 def _made_up(model: PackedModel, length: int, tokens: int) -> list[EncodedRow]:

@@ -11,29 +11,33 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import torch
 from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn.modules import Linear4bit
-from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from mathverify_sweep.specs import BaseModelSpec, TrainParams
+from mathverify_sweep.specs import BaseModelSpec, RunSpec
+from mathverify_sweep.training import adapters
 from mathverify_sweep.training.base import BaseModel
 from mathverify_sweep.training.packed import attention, dropout, fused
 from mathverify_sweep.training.packed.bundles import Alone, Bundle, Several
 from mathverify_sweep.training.packed.graphs import Graphs
 from mathverify_sweep.training.packed.grouped import Stack
 from mathverify_sweep.training.packed.layers import Adapters, Layers, Siblings
-from mathverify_sweep.training.packed.plan import Plan
+from mathverify_sweep.training.packed.plan import Budget, Plan
 from mathverify_sweep.training.packed.stream import Laid, Share, Stream
 from mathverify_sweep.training.packed.weights import Weights, together, widest
 
 FAMILIES = ("llama", "qwen2", "qwen3", "gemma3", "gemma3_text")
 """`model_type`s whose layers are built as expected here; the tests have one of each."""
+
+_FRESH_KEPT = 4
+"""Of 8B and rank 64 each takes 0.7 GB of the host's memory."""
 
 LOGITS_AT_ONCE = 2**26
 """Float32 logits held at once where prompts are trained on too: 256 MB, three times that while they are worked on."""
@@ -69,18 +73,37 @@ class PackedModel:
         self._body.config._attn_implementation = attention.NAME
         self._cap: float | None = getattr(self._body.config, "final_logit_softcapping", None)
         self._teach()
-        can_record = base.device.type == "cuda" and plan.together and not plan.checkpointing
-        self._graphs = Graphs(self._trained, base.device) if can_record else None
+        # In bfloat16 a logit near 20 has steps of 0.125, so the odds of many rows would tie.
+        answers = list(base.answers)
+        bias = self._head.bias
+        self._two = self._head.weight[answers].float(), None if bias is None else bias[answers].float()
+        self._can_record = base.device.type == "cuda" and plan.together and not plan.checkpointing
+        self._graphs: Graphs | None = None
+        self._fresh: dict[tuple[object, ...], dict[str, Tensor]] = {}
 
-    def expect(self, token_budget: int, longest: int) -> None:
+    def expect(self, budget: Budget, longest: int) -> None:
         """Passes will be of so many tokens at most, rows of so many."""
-        if self._graphs is not None:
-            self._graphs.expect(token_budget, longest)
+        if not (self._can_record and self._plan.is_launch_bound(budget.tokens)):
+            self._graphs = None
+            return
+        self._graphs = self._graphs or Graphs(self._trained, self._judged, self.base.device)
+        self._graphs.expect(budget, longest)
 
-    def weights(self, attached: PeftModel, params: TrainParams) -> Weights:
-        """A copy of the adapter that PEFT has put on this base, as its layers read it."""
+    def weights(self, spec: RunSpec, start: Path | None) -> Weights:
+        """A fresh adapter drawn from the spec's seed, or the one in folder `start`, as the layers read it."""
         base = self.base
-        return Weights.of(attached, params, base.device, base.compute_dtype, self._plan.rank_step)
+        values = self._fresh_values(spec) if start is None else adapters.values(base, spec, start)
+        return Weights(values, spec.params, base.device, base.compute_dtype, self._plan.rank_step)
+
+    def _fresh_values(self, spec: RunSpec) -> dict[str, Tensor]:
+        """Kept, since PEFT takes 0.3 s to make them, the GPU waits, and many trials begin alike."""
+        model = spec.base_model
+        key = (spec.seed, spec.params.lora_r, model.lora_target_modules, model.adapter_dtype)
+        if key not in self._fresh:
+            if len(self._fresh) >= _FRESH_KEPT:
+                del self._fresh[next(iter(self._fresh))]
+            self._fresh[key] = adapters.values(self.base, spec, None)
+        return self._fresh[key]
 
     @property
     def together(self) -> bool:
@@ -104,17 +127,16 @@ class PackedModel:
     @torch.no_grad()
     def judge(self, shares: Sequence[Share]) -> list[Tensor]:
         """The log-odds of each share's rows, float32: log P(True) - log P(False)."""
-        stream = Stream(Laid.of(shares, self.base.answers), self.base.device)
-        bundle: Bundle = Alone(shares[0].weights, dropout.NO_DROPOUT)
-        if len(shares) > 1:
-            bundle = Several(_stacked(shares)[1], stream, dropout.NO_DROPOUT)
-        with self._reading(stream, bundle):
-            hidden = self._hidden(stream).float()
-        # In bfloat16 a logit near 20 has steps of 0.125, so the odds of many rows would tie.
-        answers = list(self.base.answers)
-        two, bias = self._head.weight[answers].float(), self._head.bias
-        logits = self._capped(functional.linear(hidden, two, None if bias is None else bias[answers].float()))
-        return list(torch.split(logits[:, 1] - logits[:, 0], [len(share.rows) for share in shares]))
+        laid = Laid.of(shares, self.base.answers)
+        runs = [share.weights for share in shares if share.weights is not None]
+        odds = self._graphs.judge(laid, runs) if self._graphs is not None and runs else None
+        if odds is None:
+            stream = Stream(laid, self.base.device)
+            bundle: Bundle = Alone(shares[0].weights, dropout.NO_DROPOUT)
+            if len(shares) > 1:
+                bundle = Several(_stacked(shares)[1], stream, dropout.NO_DROPOUT)
+            odds = self._judged(stream, bundle)
+        return list(torch.split(odds, [len(share.rows) for share in shares]))
 
     def _trained(self, stream: Stream, bundle: Bundle) -> Tensor:
         """Forward and backward; the loss of each run."""
@@ -122,6 +144,12 @@ class PackedModel:
             losses = stream.by_run(self._losses(stream, self._hidden(stream)))
             losses.sum().backward()  # type: ignore[no-untyped-call]
         return losses.detach()
+
+    def _judged(self, stream: Stream, bundle: Bundle) -> Tensor:
+        """Forward; the log-odds of each token that is read."""
+        with self._reading(stream, bundle):
+            logits = self._capped(functional.linear(self._hidden(stream).float(), *self._two))
+        return logits[:, 1] - logits[:, 0]
 
     @contextmanager
     def _reading(self, stream: Stream, bundle: Bundle) -> Iterator[None]:

@@ -7,16 +7,17 @@ Prefers speed: unpacked weights where they leave room, activations kept where th
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from bitsandbytes.nn.modules import Linear4bit
+from torch import nn
 
 from mathverify_sweep.specs import RunSpec
 from mathverify_sweep.training.base import BaseModel, bytes_per_token
+from mathverify_sweep.training.device import total_memory
 
 CPU_TOKENS, CPU_EVALUATION_TOKENS = 2_048, 4_096
 """On one core the built-in model trains 160 rows a second at 400 tokens at once, 200 at 1,500, and no more above."""
@@ -36,22 +37,33 @@ _SHARE_FOR_ACTIVATIONS = 0.8
 _BYTES_PER_ADAPTER_NUMBER = 24
 """Value, gradient, two moments: 16. A copy for matmuls and, for the length of a pass, another with its gradient: 8."""
 
+_LAUNCH_SECONDS, _OPERATIONS = 6e-3, 4e14
+"""To launch a pass takes Python 5 to 7 ms for each layer, whatever its size (SmolLM2, an H100's host). The matmuls of a
+pass run at 450 to 700 TFLOP/s there, and their share of it is about two thirds."""
+
 _LEAST_TOKENS = 4_096
 """A pass of fewer tokens wastes more of a GPU than computing activations twice does."""
 
 
 @dataclass
 class Budget:
-    """Tokens at once in training and in evaluation. Memory that turns out to be less makes them fewer."""
+    """Tokens at once in training, of several runs, and in evaluation. Memory that turns out to be less makes them
+    fewer.
+
+    `of_one`: of a micro-batch of one run, which may be more. Two halves of an effective batch take longer than the
+    whole, and nothing comes between them that could use the room.
+    """
 
     tokens: int
     evaluation_tokens: int
+    of_one: int
 
     def shrink(self, least: int) -> bool:
-        """Half of it in training, but not below `least`; whether that is less than it was."""
-        before = self.tokens
-        self.tokens = max(least, before // 2)
-        return self.tokens < before
+        """Half of the most in training, but not below `least`; whether that is less than it was."""
+        before = self.tokens, self.of_one
+        most = max(least, max(before) // 2)
+        self.tokens, self.of_one = min(self.tokens, most), min(self.of_one, most)
+        return (self.tokens, self.of_one) != before
 
     def shrink_evaluation(self) -> None:
         """Half of it in evaluation."""
@@ -64,7 +76,7 @@ class Plan:
 
     `dequantised`: 4-bit weights unpacked once. `checkpointing`: activations computed twice. `together`: several runs in
     one pass and their adapters in grouped matmuls, for which ranks are padded to `rank_step`.
-    `most_tokens`: what memory has room for at once.
+    `most_tokens`: what memory has room for at once. `layers` and the `numbers` of their weights say how long a pass is.
     """
 
     most_tokens: int
@@ -73,6 +85,12 @@ class Plan:
     together: bool
     rank_step: int
     adapter_bytes: int
+    layers: int
+    numbers: int
+
+    def is_launch_bound(self, tokens: int) -> bool:
+        """Whether Python takes longer to launch a pass of so many than a GPU to run it."""
+        return 4 * self.numbers * tokens / _OPERATIONS < self.layers * _LAUNCH_SECONDS
 
     def told(self, budget: Budget) -> str:
         """In one line, for the log."""
@@ -108,20 +126,23 @@ def make(base: BaseModel, spec: RunSpec) -> Plan:
         # One run in each pass. Together a run's numbers would hang on its neighbours': measured with four runs of the
         # built-in model, the gradient of one with three rows moved by 9e-7 of its largest, since matmuls of other
         # shapes sum up in another order. And matmuls of a CPU are busy with one run's few hundred rows already.
-        return Plan(2**31, dequantised, spec.gradient_checkpointing, False, 1, 2**62)
+        return Plan(2**31, dequantised, spec.gradient_checkpointing, False, 1, 2**62, *_size(base))
     for_activations = _SHARE_FOR_ACTIVATIONS * left
     kept = int(for_activations / _bytes_per_token(base))
     checkpointing = spec.gradient_checkpointing or kept < max(_LEAST_TOKENS, spec.max_length)
     most = int(for_activations / bytes_per_token(base, checkpointing=True)) if checkpointing else kept
     # Grouped matmuls know bfloat16 only, and rows of 16 of them begin where they can read them.
     together = base.compute_dtype is torch.bfloat16
+    layers, numbers = _size(base)
     return Plan(
-        most_tokens=max(most, spec.max_length),
+        most_tokens=max(_in_steps(most), spec.max_length),
         dequantised=dequantised,
         checkpointing=checkpointing,
         together=together,
         rank_step=16 if together else 1,
         adapter_bytes=int(left - for_activations),
+        layers=layers,
+        numbers=numbers,
     )
 
 
@@ -143,6 +164,19 @@ def _bytes_per_token(base: BaseModel) -> float:
     return float(1.1 * base.compute_dtype.itemsize * (config.num_hidden_layers + 1) * layer)
 
 
+def _in_steps(tokens: int) -> int:
+    """So many or a fifth less: how runs are cut should not hang on some megabytes that others have on the device."""
+    step = 1 << max(0, tokens.bit_length() - 3)
+    return tokens // step * step
+
+
+def _size(base: BaseModel) -> tuple[int, int]:
+    """Its layers, and the numbers in their weights: those that each token is multiplied with."""
+    layers = base.model.get_decoder().layers  # type: ignore[no-untyped-call]
+    linear = [module for module in layers.modules() if isinstance(module, nn.Linear)]
+    return len(layers), sum(math.prod(_shape(m) if isinstance(m, Linear4bit) else m.weight.shape) for m in linear)
+
+
 def _packed_shapes(base: BaseModel) -> list[torch.Size]:
     modules = (module for module in base.model.modules() if isinstance(module, Linear4bit))
     return [_shape(module) for module in modules]
@@ -157,6 +191,6 @@ def _shape(module: Linear4bit) -> torch.Size:
 def _free_bytes(device: torch.device) -> int:
     if device.type == "cpu":
         # Of what the machine has, half: how much of it is free changes by the minute, and a plan should not.
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+        return total_memory(device) // 2
     free, _total = torch.cuda.mem_get_info(device)
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -31,6 +31,6 @@ def make(loaded: BaseModel, spec: RunSpec, tokens_asked: int | None = None) -> R
     planned = plan.make(loaded, spec)
     model = PackedModel(loaded, planned)
     budget = measure.budget(model, planned, spec, tokens_asked)
-    model.expect(budget.tokens, spec.max_length)
+    model.expect(budget, spec.max_length)
     log.info("%s", planned.told(budget))
     return Ready(model, planned, budget)

@@ -9,7 +9,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -50,8 +50,7 @@ class Slot:
         self._material = replace(material, micro_batch_tokens=self._micro_batch_tokens())
         self.course = Course(order, self._material, reporter, Checkpoints(order, "packed"))
         resumed = self.course.resume()
-        with adapters.attached(model.base, order.spec, None if resumed else order.start_adapter) as attached:
-            self._weights = model.weights(attached, params)
+        self._weights = model.weights(order.spec, None if resumed else order.start_adapter)
         self._rows = material.train.rows
         self._steps = math.ceil(len(self._rows) / params.effective_batch_size)
         self._optimizer = Optimizer(self._weights, params, self._steps)
@@ -128,7 +127,7 @@ class Slot:
 
     def _micro_batch_tokens(self) -> int:
         """What the spec says, if the machine can."""
-        return min(self._tokens_asked or self._budget.tokens, self._budget.tokens)
+        return min(self._tokens_asked or self._budget.of_one, self._budget.of_one)
 
     def _step(self, loss: float, norm: float) -> None:
         rate = self._optimizer.learning_rate
@@ -141,9 +140,8 @@ class Slot:
     def _finished(self) -> RunResult:
         judged, odds = self.course.finish(self._evaluate, lambda rows: self._log_odds(rows, len(rows)))
         target = adapter_folder(self._order.folder)
-        with adapters.attached(self._model.base, self._spec, None) as attached:
-            self._weights.put_on(attached)
-            adapters.keep(attached, target)
+        save = partial(adapters.save_values, self._model.base, self._spec, self._weights.named(), target)
+        adapters.keep(save, target)
         return self._with_resources(self.course.finished(judged, odds, target.name))
 
     def _with_resources(self, result: RunResult) -> RunResult:

@@ -16,7 +16,6 @@ from functools import cached_property, lru_cache
 from itertools import accumulate
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor
 
 from mathverify_sweep.specs import TrainParams
@@ -151,18 +150,6 @@ class Weights:
         blocks = [(block, Views(block, self.compute, self.gradient)) for block in self.layout.blocks]
         self.views = {layer: views for block, views in blocks for layer in block.layers}
         self.load(values)
-
-    @classmethod
-    def of(
-        cls, model: PeftModel, params: TrainParams, device: torch.device, compute: torch.dtype, rank_step: int
-    ) -> Weights:
-        """A copy of the adapter that PEFT has put on the base."""
-        values = get_peft_model_state_dict(model, save_embedding_layers=False)
-        return cls(values, params, device, compute, rank_step)
-
-    def put_on(self, model: PeftModel) -> None:
-        """PEFT's adapter on the base becomes this one."""
-        set_peft_model_state_dict(model, self.named())
 
     def named(self) -> dict[str, Tensor]:
         """Views of the matrices by PEFT's names and in its shapes."""

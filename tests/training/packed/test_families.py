@@ -116,8 +116,7 @@ def test_losses_and_gradients_are_those_of_plain_peft(
     rows = cut(Library(CPU).material(spec).train.rows[:9], 10**9)[0]
     assert len(rows[-1].prompt_ids) < 30 < len(rows[0].prompt_ids)
     packed = PackedModel(loaded, plan.make(loaded, spec))
-    with adapters.attached(loaded, spec, adapter) as attached:
-        weights = packed.weights(attached, spec.params)
+    weights = packed.weights(spec, adapter)
     (loss,) = packed.train([Share(weights, rows, prompt_weight, whole=2.0)])
 
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")

@@ -13,6 +13,7 @@ from typing import get_args
 import pytest
 import torch
 from bitsandbytes.nn.modules import Linear4bit
+from torch import nn
 from transformers import Trainer, TrainingArguments
 
 from mathverify_sweep.data.encode import EncodedRow
@@ -23,6 +24,7 @@ from mathverify_sweep.training import base
 from mathverify_sweep.training.packed import measure, plan
 from mathverify_sweep.training.packed.model import PackedModel
 from mathverify_sweep.training.packed.optimizer import Optimizer
+from mathverify_sweep.training.packed.plan import Budget
 from mathverify_sweep.training.packed.stream import Laid, Share, Stream, cut
 from mathverify_sweep.training.packed.weights import Weights
 from tests.training.tiny_fixture import Place
@@ -175,6 +177,31 @@ def test_a_plan_unpacks_what_leaves_room(place: Place, monkeypatch: pytest.Monke
     assert not plan.make(loaded, spec).dequantised
     plain = base.load(BaseModelSpec(name=str(place.base), quantization="none"), CPU)
     assert not plan.make(plain, spec).dequantised
+
+
+def test_a_pass_of_a_small_model_waits_for_python_and_one_of_a_large_model_for_the_gpu(place: Place) -> None:
+    spec = place.spec(quantization="nf4")
+    made = plan.make(base.load(spec.base_model, CPU), spec)
+    small, large = replace(made, layers=30, numbers=106_000_000), replace(made, layers=32, numbers=6_980_000_000)
+    plain = base.load(BaseModelSpec(name=str(place.base), quantization="none"), CPU).model.model.layers
+    assert made.layers == len(plain)
+    assert made.numbers == sum(module.weight.numel() for module in plain.modules() if isinstance(module, nn.Linear))
+    assert small.is_launch_bound(65_536)
+    assert not large.is_launch_bound(4_096)
+
+
+def test_memory_that_is_short_halves_the_most_and_never_the_least() -> None:
+    budget = Budget(4_096, 8_192, 10_240)
+    sizes = []
+    while budget.shrink(1_024):
+        sizes.append((budget.tokens, budget.of_one))
+    assert sizes == [(4_096, 5_120), (2_560, 2_560), (1_280, 1_280), (1_024, 1_024)]
+    assert budget.evaluation_tokens == 8_192
+
+
+def test_what_fits_does_not_hang_on_some_megabytes() -> None:
+    assert {plan._in_steps(tokens) for tokens in range(10_240, 12_288)} == {10_240}
+    assert all(0.8 * tokens < plan._in_steps(tokens) <= tokens for tokens in range(1, 5_000))
 
 
 def test_the_smallest_budget_near_the_best_rate_is_enough() -> None:
