@@ -21,6 +21,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError, field_validator
+
 from mathverify_sweep import paths
 from mathverify_sweep.errors import ConfigError, DepotAway
 from mathverify_sweep.specs import Frozen
@@ -35,6 +37,13 @@ class Manifest(Frozen):
     """Of each file of a folder its size and SHA-256."""
 
     files: dict[str, tuple[int, str]]
+
+    @field_validator("files")
+    @classmethod
+    def _stays_inside(cls, files: dict[str, tuple[int, str]]) -> dict[str, tuple[int, str]]:
+        if any(name.startswith("/") or ".." in name.split("/") for name in files):
+            raise ValueError("a manifest names files of its folder only")
+        return files
 
     @classmethod
     def of(cls, folder: Path) -> Manifest:
@@ -77,7 +86,7 @@ def bring(output: Path, folder: Path) -> None:
 
 
 def drop(output: Path, folder: Path) -> None:
-    """Delete a folder under an output folder, here and, by a thread that the process outlives, at the URL."""
+    """Delete a folder under an output folder, here and at the URL, there by a thread that the process waits for."""
     shutil.rmtree(folder, ignore_errors=True)
     if (depot := of(output)) is not None:
         threading.Thread(target=depot.drop, args=(folder,), name="depot").start()
@@ -110,8 +119,10 @@ class Depot:
                 for name in manifest.files:
                     (partial / name).parent.mkdir(parents=True, exist_ok=True)
                     system.get_file(f"{source}/{name}", str(partial / name))
-            except FileNotFoundError:
+            except (FileNotFoundError, ValidationError) as error:
                 shutil.rmtree(partial, ignore_errors=True)
+                if isinstance(error, ValidationError):
+                    log.warning("%s is not as it was written, so it is left aside", self._url_of(folder))
                 return False
         if Manifest.of(partial) != manifest:
             log.warning("%s is not as it was written, so it is left aside", self._url_of(folder))

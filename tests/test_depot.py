@@ -107,6 +107,19 @@ def test_what_was_damaged_there_is_not_taken(hosts: list[Host], url: str, caplog
     assert "study/run-token/checkpoints/100 is not as it was written" in caplog.text
 
 
+@pytest.mark.parametrize("manifest", [b"half a manif", b'{"files": {"../../../../escaped": [1, "0"]}}'])
+def test_a_manifest_that_is_damaged_or_leads_out_of_its_folder_is_not_followed(
+    hosts: list[Host], url: str, manifest: bytes, tmp_path: Path
+) -> None:
+    ann, bob = hosts
+    ann.write(a=b"1")
+    ann.depot.push(ann.folder)
+    system, root = depot._file_system(url)
+    system.pipe_file(f"{root}/study/run-token/checkpoints/100.manifest", manifest)
+    assert not bob.depot.fetch(bob.folder)
+    assert not list(tmp_path.rglob("escaped"))
+
+
 def test_what_is_dropped_is_gone_and_dropping_it_again_does_nothing(hosts: list[Host]) -> None:
     ann, bob = hosts
     ann.write(a=b"1")

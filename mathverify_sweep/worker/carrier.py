@@ -79,7 +79,7 @@ class Carrier:
                     self._carry(there, folder)
                     if (adapter := paths.adapter_folder(folder)).is_dir():
                         there.push(adapter)
-                except DepotAway as error:
+                except (DepotAway, OSError) as error:
                     if time.monotonic() + TRIES_SECONDS > until:
                         raise
                     log.warning("%s. It is tried again", error)
@@ -89,7 +89,7 @@ class Carrier:
 
         try:
             _begun(carry).result(max(0.0, until - time.monotonic()))
-        except (DepotAway, TimeoutError) as error:
+        except (DepotAway, OSError) as error:  # a TimeoutError is one
             log.warning("what is in %s did not get to the output's URL: %s", folder, error or "it takes too long")
 
     def _look(self, there: Depot) -> None:
@@ -100,7 +100,7 @@ class Carrier:
                 try:
                     self._carry(there, folder)
                     away = False
-                except DepotAway as error:
+                except (DepotAway, OSError) as error:
                     if not away:
                         log.warning("%s. Training goes on; checkpoints stay here until it is back", error)
                     away = True
@@ -114,7 +114,10 @@ class Carrier:
                 if checkpoint not in carried:
                     try:
                         there.push(checkpoint)
-                    except FileNotFoundError:  # a newer one has taken its place meanwhile
+                    except (DepotAway, OSError):
+                        if checkpoint.exists():
+                            raise
+                        there.drop(checkpoint)  # a newer one has taken its place meanwhile
                         continue
                     carried.add(checkpoint)
             for old in carried - set(here):
