@@ -62,9 +62,10 @@ class Carrier:
         """Carry the checkpoints that a run leaves in its folder from now on."""
         self._followed.add(folder)
 
-    def hurry(self, until: float) -> None:
-        """From now on nothing is waited for beyond this time of the monotonic clock."""
-        self._until = until
+    def hurry(self, seconds: float) -> float:
+        """Nothing is waited for when so many seconds have passed; when that is, by the monotonic clock."""
+        self._until = time.monotonic() + seconds
+        return self._until
 
     def deliver(self, folder: Path) -> None:
         """A run has ended: have its adapter and its last checkpoints at the URL, or give up after some time."""

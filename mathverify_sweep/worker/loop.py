@@ -325,8 +325,7 @@ class Worker:
         """Hand back what is held, with a checkpoint where the engine writes one in time, and tell the database."""
         log.info("handing back what is held: %s", why)
         self._is_handing_back = True
-        deadline = time.monotonic() + HAND_BACK_SECONDS
-        self._carrier.hurry(deadline)
+        deadline = self._carrier.hurry(HAND_BACK_SECONDS)
         self._clerk.ask_for_nothing()
         while (news := self._clerk.next_news()) is not None:
             if isinstance(news, Claimed):
