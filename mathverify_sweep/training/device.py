@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import resource
+from functools import cache
 
 import torch
 
@@ -26,6 +27,12 @@ def find(name: str) -> torch.device:
     # Read when CUDA starts: passes are of all sizes, and pieces of fixed places would not fit the next one.
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     return torch.device("cuda", 0)
+
+
+@cache
+def is_hopper(device: torch.device) -> bool:
+    """Whether it is of the kind of GPU that the kernels written here have been tried on: H100, H200."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

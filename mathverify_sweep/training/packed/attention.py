@@ -1,12 +1,13 @@
 """Attention over rows that lie end to end, for `transformers`: every token sees its own row up to itself.
 
 Registered under a name, so that models build no mask: a dense one over a stream would hold tokens squared. The stream
-comes as the keyword `stream` that models hand through. On CUDA one variable-length kernel takes all rows; elsewhere
+comes as the keyword `stream` that models hand through. On CUDA one kernel takes all rows, ours or PyTorch's; elsewhere
 rows of like length are padded to rectangles, of one share each, so that a run's numbers are its own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from inspect import signature
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from mathverify_sweep.training import device
 from mathverify_sweep.training.packed.stream import Group, Stream
 
 NAME = "mathverify_sweep_packed"
@@ -37,11 +39,37 @@ def attend(
 ) -> tuple[Tensor, None]:
     """(1, heads, tokens, size) each, of keys and values possibly fewer heads; gives (1, tokens, heads, size)."""
     assert attention_mask is None
-    over = _over_rows if query.is_cuda and query.dtype is not torch.float32 else _over_rectangles
-    return over(query, key, value, stream, scaling, sliding_window), None
+    window = None if sliding_window is None or sliding_window >= stream.longest else sliding_window
+    return _way(query, window)(query, key, value, stream, scaling, window), None
 
 
 AttentionInterface.register(NAME, attend)
+
+
+def _way(query: Tensor, window: int | None) -> Callable[..., Tensor]:
+    """By what is attended: PyTorch's kernel is for long rows, ours has been tried on one kind of GPU."""
+    if not query.is_cuda or query.dtype is torch.float32:
+        return _over_rectangles
+    if window is None and device.is_hopper(query.device):
+        from mathverify_sweep.training.packed import rows
+
+        if query.dtype is torch.bfloat16 and query.shape[3] in rows.BY_SIZE:
+            return _over_pieces
+    return _over_rows
+
+
+def _over_pieces(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    stream: Stream,
+    scaling: float,
+    window: None,  # noqa: ARG001 - called like the others
+) -> Tensor:
+    from mathverify_sweep.training.packed import rows
+
+    q, k, v = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
+    return rows.attend(q, k, v, stream.rows, scaling, rows.BY_SIZE[q.shape[2]]).unsqueeze(0)
 
 
 def _over_rows(query: Tensor, key: Tensor, value: Tensor, stream: Stream, scaling: float, window: int | None) -> Tensor:
@@ -52,7 +80,7 @@ def _over_rows(query: Tensor, key: Tensor, value: Tensor, stream: Stream, scalin
         query = query * (scaling * size**0.5)
     q, k, v = (tensor.squeeze(0).transpose(0, 1).contiguous() for tensor in (query, key, value))
     longest, ends = stream.longest, stream.row_ends
-    behind = -1 if window is None or window >= longest else window - 1
+    behind = -1 if window is None else window - 1
     # The kernel of PyTorch 2.11 takes fewer heads of keys than of queries without being told.
     told: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
     attended = varlen_attn(q, k, v, ends, ends, longest, longest, window_size=(behind, 0), **told)

@@ -47,8 +47,8 @@ class Several:
         if self.stack.places == 1:
             # A product as deep as the pass has tokens is cut into pieces by plain matmuls only: a fifth of the time.
             return OneRun(views, _numbers(layers, views), self.dropouts[layers.behind])
-        ends = self.stream.read_ends if layers.behind else self.stream.token_ends
-        return ManyRuns(views, ends, _numbers(layers, views), self.dropouts[layers.behind])
+        runs = self.stream.runs_behind if layers.behind else self.stream.runs
+        return ManyRuns(views, runs, _numbers(layers, views), self.dropouts[layers.behind])
 
 
 def _numbers(layers: Layers, views: Views) -> tuple[int, ...]:

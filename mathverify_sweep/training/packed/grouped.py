@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
-from torch.nn.functional import grouped_mm
 
 from mathverify_sweep.training.packed.dropout import Dropout
-from mathverify_sweep.training.packed.layers import side_by_side
+from mathverify_sweep.training.packed.layers import through
+from mathverify_sweep.training.packed.pieces import Cut
+from mathverify_sweep.training.packed.products import add_outer, own, side_by_side, summed
 from mathverify_sweep.training.packed.weights import Layout, Views, Weights, moved
 
 
@@ -67,13 +69,13 @@ class Stack:
 
 @dataclass(frozen=True)
 class ManyRuns:
-    """The adapters of a stack on layers that read the same rows; those of each run end at `ends`, int32.
+    """The adapters of a stack on layers that read the same rows.
 
     `numbers` are those of the layers with adapters.
     """
 
     views: Views
-    ends: Tensor
+    runs: Cut
     numbers: Sequence[int]
     dropout: Dropout | None
 
@@ -81,35 +83,44 @@ class ManyRuns:
     def layers(self) -> Sequence[str]:
         return self.views.layers
 
+    @cached_property
+    def widest(self) -> int:
+        """The most numbers that a row has, read or given."""
+        return max(matrix.shape[2] for matrix in (self.views.a, *self.views.b))
+
     def low(self, x: Tensor) -> Tensor:
         a = self.views.a.transpose(1, 2)
         if self.dropout is None:
-            return grouped_mm(x, a, offs=self.ends)
+            return own([(x, a)], self.runs, self.widest)
         parts = zip(self.numbers, torch.split(a, self.views.rank, dim=2), strict=True)
-        return side_by_side([grouped_mm(self.dropout(x, number), part, offs=self.ends) for number, part in parts])
+        return side_by_side([own([(self.dropout(x, number), part)], self.runs, self.widest) for number, part in parts])
 
-    def high(self, low: Tensor, at: int) -> Tensor:
-        return grouped_mm(low[:, self._columns(at)], self.views.b[at], offs=self.ends)
+    def output(self, x: Tensor, weight: Tensor, low: Tensor, at: int) -> Tensor:
+        return summed([(x, weight.t())], (low[:, self._columns(at)], self.views.b[at]), self.runs, self.widest)
 
     def merged(self, weight: Tensor, at: int) -> None:
         """Nothing: they are several runs."""
 
-    def backward(self, x: Tensor, low: Tensor, gradients: Sequence[Tensor], *, wants_x: bool) -> Tensor | None:
-        views, ends = self.views, self.ends
+    def backward(
+        self, x: Tensor, low: Tensor, gradients: Sequence[Tensor], weights: Sequence[Tensor] | None
+    ) -> Tensor | None:
+        views, runs, widest = self.views, self.runs, self.widest
+        gradients = [gradient.contiguous() for gradient in gradients]
         for at, gradient in enumerate(gradients):
-            views.b_gradient[at].add_(grouped_mm(low[:, self._columns(at)].t(), gradient, offs=ends))
-        products = [grouped_mm(g, b.transpose(1, 2), offs=ends) for g, b in zip(gradients, views.b, strict=True)]
-        low_gradient = side_by_side(products)
+            add_outer(views.b_gradient[at], low[:, self._columns(at)], gradient, runs, widest)
+        low_gradient = own([(g, b.transpose(1, 2)) for g, b in zip(gradients, views.b, strict=True)], runs, widest)
         if self.dropout is None:
-            views.a_gradient.add_(grouped_mm(low_gradient.t(), x, offs=ends))
-            return grouped_mm(low_gradient, views.a, offs=ends) if wants_x else None
+            add_outer(views.a_gradient, low_gradient, x, runs, widest)
+            if weights is None:
+                return None
+            return summed(list(zip(gradients, weights, strict=True)), (low_gradient, views.a), runs, widest)
         x_gradient = torch.zeros_like(x)
         a, a_gradient = (torch.split(matrix, views.rank, dim=1) for matrix in (views.a, views.a_gradient))
         for at, number in enumerate(self.numbers):
             part = low_gradient[:, self._columns(at)]
-            a_gradient[at].add_(grouped_mm(part.t(), self.dropout(x, number), offs=ends))
-            x_gradient.add_(self.dropout(grouped_mm(part, a[at], offs=ends), number))
-        return x_gradient
+            add_outer(a_gradient[at], part, self.dropout(x, number), runs, widest)
+            x_gradient.add_(self.dropout(own([(part, a[at])], runs, widest), number))
+        return x_gradient if weights is None else through(x_gradient, gradients, weights)
 
     def _columns(self, at: int) -> slice:
         return slice(at * self.views.rank, (at + 1) * self.views.rank)

@@ -1,7 +1,7 @@
 """A base model's linear layers, taught to apply each run's own adapter to that run's rows.
 
 Layers that read the same rows are one: A x of all of them is one matmul, and so is its way back. What adapters add,
-B (A x), is written first and W x added onto it within the base's own matmul, which has to write the result anyway.
+B (A x), is added within the base's own matmul, which has to write the result anyway.
 Gradients go straight into the runs' own memory, so autograd sees one node, and W, which is frozen, gets none. A has
 the scale on it already (`weights.Weights`).
 """
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mathverify_sweep.training.packed.dropout import Dropout
+from mathverify_sweep.training.packed.products import side_by_side
 from mathverify_sweep.training.packed.weights import Views
 
 
@@ -30,14 +31,17 @@ class Adapters(Protocol):
     def low(self, x: Tensor) -> Tensor:
         """A x of each layer, side by side: (rows, layers * rank). `backward` wants it back."""
 
-    def high(self, low: Tensor, at: int) -> Tensor:
-        """B (A x) of one layer: (rows, out)."""
+    def output(self, x: Tensor, weight: Tensor, low: Tensor, at: int) -> Tensor:
+        """W x + B (A x) of one layer: (rows, out)."""
 
     def merged(self, weight: Tensor, at: int) -> Tensor | None:
         """A copy of the weight with B A on it; None unless all rows are one run's."""
 
-    def backward(self, x: Tensor, low: Tensor, gradients: Sequence[Tensor], *, wants_x: bool) -> Tensor | None:
-        """From the gradients of what the layers give: adds to those of the adapters; gives their part of that of x."""
+    def backward(
+        self, x: Tensor, low: Tensor, gradients: Sequence[Tensor], weights: Sequence[Tensor] | None
+    ) -> Tensor | None:
+        """From the gradients of what the layers give: adds to those of the adapters; with the weights gives that of x
+        through those layers."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ class Layers:
             if adapters is None or low is None or at is None:
                 ys.append(functional.linear(x, weight(), bias))
                 continue
-            y = adapters.high(low, at).addmm_(x, weight().t())
+            y = adapters.output(x, weight(), low, at)
             ys.append(y if bias is None else y.add_(bias))
         return ys
 
@@ -135,11 +139,13 @@ class _Linear(torch.autograd.Function):
         layers, adapters, wants_x = ctx.layers, ctx.adapters, ctx.needs_input_grad[0]
         x, low = ctx.saved_tensors
         x_gradient: Tensor | None = None
+        pairs = list(zip(gradients, layers.weights, layers.adapted(adapters), strict=True))
         if adapters is not None:
-            adapted = [g for g, at in zip(gradients, layers.adapted(adapters), strict=True) if at is not None]
-            x_gradient = adapters.backward(x, low, adapted, wants_x=wants_x)
+            adapted = [gradient for gradient, _, at in pairs if at is not None]
+            weights = [weight() for _, weight, at in pairs if at is not None] if wants_x else None
+            x_gradient = adapters.backward(x, low, adapted, weights)
         if wants_x:
-            for gradient, weight in zip(gradients, layers.weights, strict=True):
+            for gradient, weight in [(gradient, weight) for gradient, weight, at in pairs if at is None]:
                 x_gradient = gradient @ weight() if x_gradient is None else x_gradient.addmm_(gradient, weight())
         return x_gradient, None, None, None
 
@@ -162,13 +168,15 @@ class OneRun:
         parts = zip(self.numbers, torch.split(self.views.a, self.views.rank), strict=True)
         return side_by_side([self.dropout(x, number) @ a.t() for number, a in parts])
 
-    def high(self, low: Tensor, at: int) -> Tensor:
-        return low[:, self._columns(at)] @ self.views.b[at]
+    def output(self, x: Tensor, weight: Tensor, low: Tensor, at: int) -> Tensor:
+        return (low[:, self._columns(at)] @ self.views.b[at]).addmm_(x, weight.t())
 
     def merged(self, weight: Tensor, at: int) -> Tensor:
         return torch.addmm(weight, self.views.b[at].t(), self.views.a[self._columns(at)])
 
-    def backward(self, x: Tensor, low: Tensor, gradients: Sequence[Tensor], *, wants_x: bool) -> Tensor | None:
+    def backward(
+        self, x: Tensor, low: Tensor, gradients: Sequence[Tensor], weights: Sequence[Tensor] | None
+    ) -> Tensor | None:
         views = self.views
         for at, gradient in enumerate(gradients):
             _accumulate(views.b_gradient[at], low[:, self._columns(at)].t(), gradient)
@@ -176,21 +184,23 @@ class OneRun:
         if self.dropout is None:
             low_gradient = side_by_side(low_gradients)
             _accumulate(views.a_gradient, low_gradient.t(), x)
-            return low_gradient @ views.a if wants_x else None
+            return None if weights is None else through(low_gradient @ views.a, gradients, weights)
         x_gradient = torch.zeros_like(x)
         a, a_gradient = (torch.split(matrix, views.rank) for matrix in (views.a, views.a_gradient))
         for at, (number, low_gradient) in enumerate(zip(self.numbers, low_gradients, strict=True)):
             _accumulate(a_gradient[at], low_gradient.t(), self.dropout(x, number))
             x_gradient.add_(self.dropout(low_gradient @ a[at], number))
-        return x_gradient
+        return x_gradient if weights is None else through(x_gradient, gradients, weights)
 
     def _columns(self, at: int) -> slice:
         return slice(at * self.views.rank, (at + 1) * self.views.rank)
 
 
-def side_by_side(parts: Sequence[Tensor]) -> Tensor:
-    """Matrices of as many rows as one."""
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=1)
+def through(x_gradient: Tensor, gradients: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+    """With what comes through the weights added to it."""
+    for gradient, weight in zip(gradients, weights, strict=True):
+        x_gradient.addmm_(gradient, weight)
+    return x_gradient
 
 
 def _accumulate(total: Tensor, left: Tensor, right: Tensor) -> None:

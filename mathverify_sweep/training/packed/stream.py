@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from mathverify_sweep.data.encode import EncodedRow
+from mathverify_sweep.training.packed.pieces import Cut
 from mathverify_sweep.training.packed.weights import Weights
 
 Integers = npt.NDArray[np.integer[Any]]
@@ -131,6 +132,9 @@ class Stream:
         self.noise, self.kept = map(self._there, (laid.noise, laid.kept))
         # None when every token is read.
         self.read = None if len(laid.read) == len(laid.ids) else self._there(laid.read)
+        # Rows, runs, and runs of the tokens that are read, for kernels that work on pieces of them.
+        self.rows = Cut(self.row_ends[1:], len(laid.ids))
+        self.runs, self.runs_behind = Cut(self.token_ends, len(laid.ids)), Cut(self.read_ends, len(laid.read))
         self._rows_of_runs = np.searchsorted(laid.row_ends, laid.token_ends).tolist()
 
     def fill(self, laid: Laid) -> None:
