@@ -133,11 +133,11 @@ def _read_slices(config: SweepConfig, arms: Sequence[Arm], options: argparse.Nam
     judge = Judge("cuda:0" if options.device == "cuda" else options.device)
     for run in (stage for arm in arms for stage in arm.stages if stage.run_id not in known):
         model = verifier.model(run)
-        with judge.reading(model.spec, model.adapter(options.output.resolve())) as score:
-            known[run.run_id] = [
-                float(np.mean([(odds >= 0) == row.is_correct for odds, row in zip(score(rows), rows, strict=True)]))
-                for rows in _quarters(train, model.spec.train_rows, options.slice_rows)
-            ]
+        score = judge.reader([model.trained(options.output.resolve())])
+        known[run.run_id] = [
+            float(np.mean([(odds >= 0) == row.is_correct for odds, row in zip(score(rows)[0], rows, strict=True)]))
+            for rows in _quarters(train, model.spec.train_rows, options.slice_rows)
+        ]
         partial = file.with_suffix(".new")
         partial.write_text(json.dumps(known, indent=1), encoding="utf-8")
         partial.replace(file)

@@ -34,6 +34,9 @@ def _stage_size(value: object) -> object:
     raise ValueError("a stage is a number of rows, a share above 0 and up to 1.0, or `all`")
 
 
+GOING_BACK = ("sequential", "replay", "rounds")
+"""Plans whose stages begin with the last adapter: `cumulative` begins with the best one anyway."""
+
 StageSize = Annotated[int | float | str, BeforeValidator(_stage_size)]
 
 
@@ -158,6 +161,14 @@ class PromotionConfig(Frozen):
         description="stop when the 95 % interval of what a stage brought in accuracy lies below this (0.005 is half a "
         "point); absent: train all stages",
     )
+    go_back: bool = Field(
+        False,
+        description="`sequential`, `replay`, `rounds`: take a stage back when the 95 % interval of what it brought "
+        "lies below 0: the next one begins with the best adapter so far",
+    )
+    slice_rows: int = Field(
+        200, ge=0, description="training rows of each slice that every stage is read on, to see what it has forgotten"
+    )
     top: int = Field(1, ge=1, description="trials that `mvsweep run` promotes")
 
     @model_validator(mode="after")
@@ -166,6 +177,12 @@ class PromotionConfig(Frozen):
             raise ValueError("the plan `rounds` and a list of rounds go together")
         if self.rounds and self.passes is not None:
             raise ValueError("rounds have their own lengths, so `passes` does not go with them")
+        if self.go_back and self.plan not in GOING_BACK:
+            raise ValueError(
+                f"`go_back` is of the plans {', '.join(GOING_BACK)}: {self.plan} has no last stage to leave"
+            )
+        if self.go_back and self.least_gain is not None:
+            raise ValueError("`least_gain` stops where `go_back` goes on from the best stage: one of the two")
         return self
 
     @property
@@ -174,6 +191,7 @@ class PromotionConfig(Frozen):
         used = {"plan", "rounds" if self.rounds else "stages"}
         used |= {"replay": {"replay_share"}, "trunk": {"cooldown_share"}}.get(self.plan, set())
         used |= {name for name in ("passes", "seed", "least_gain") if getattr(self, name) is not None}
+        used |= {"go_back"} if self.go_back else set()
         return self.model_dump_json(include=used)
 
 

@@ -6,6 +6,7 @@ MvsweepError
 │   ├── DataDrift      the data is not what the study was created with
 │   └── HubUnreachable the hub does not answer from here, and nothing is in its cache
 ├── ModelError         the base model or an adapter cannot be loaded, or cannot do what is asked
+├── DepotAway          the URL that an output folder is at cannot be reached: later it may
 ├── StudyError         no such study or run, or the study is not in a state that allows this
 ├── StorageError       the database cannot be opened, is of another version, or refuses
 │   └── StorageUnavailable  it is away, locked, out of connections or out of disk: later it may work
@@ -60,6 +61,10 @@ class HubUnreachable(DataError):
 
 class ModelError(MvsweepError):
     """The base model or an adapter cannot be loaded, or cannot do what is asked of it."""
+
+
+class DepotAway(MvsweepError):
+    """The URL that an output folder is at cannot be read or written now: trying again later may help."""
 
 
 class StudyError(MvsweepError):

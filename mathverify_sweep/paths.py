@@ -1,7 +1,9 @@
 """Every file name this package knows: what ships with it, and where a study's output goes.
 
     OUTPUT/<study>/report.html                       the study's page
+    OUTPUT/<study>/gate.json                         what its gate has decided
     OUTPUT/<study>/<run_id>-<lease token>/adapter/   one attempt of one run: no two attempts share a folder
+    OUTPUT/<study>/<run_id>-<lease token>/checkpoints/<rows seen>/
     OUTPUT/<study>/<run_id>-<lease token>/wandb/     its W&B files
 
 Study names come from people and files, so they never become a path as they are. Creates nothing.
@@ -66,6 +68,18 @@ def checkpoints_folder(folder: Path) -> Path:
     return folder / "checkpoints"
 
 
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints within a run's folder that are whole, by the rows they have seen; none when it is not there.
+
+    Raises OSError when the folder cannot be read.
+    """
+    try:
+        found = [path for path in checkpoints_folder(folder).iterdir() if path.name.isdecimal()]
+    except FileNotFoundError:
+        return []
+    return sorted(found, key=lambda path: int(path.name))
+
+
 def wandb_folder(folder: Path) -> Path:
     """What W&B writes within a run's folder."""
     return folder / "wandb"
@@ -101,6 +115,16 @@ def token_budgets_file() -> Path:
     return _cache() / "token-budgets.json"
 
 
+def output_cache(url: str) -> Path:
+    """This machine's copy of an output folder that is at a URL."""
+    return _cache() / "outputs" / hashlib.sha256(url.encode()).hexdigest()[:16]
+
+
+def url_file(cache: Path) -> Path:
+    """What names the URL within such a copy."""
+    return cache / "url"
+
+
 def rates_file() -> Path:
     """How fast this user's devices are on studies, as `mvsweep plan` has measured."""
     return _cache() / "rates.json"
@@ -109,6 +133,11 @@ def rates_file() -> Path:
 def artifacts_folder(output: Path) -> Path:
     """Pictures of all studies' trials, as optuna-dashboard wants them: one folder for a database."""
     return output / "artifacts"
+
+
+def gate_file(output: Path, study_name: str) -> Path:
+    """What the study's gate has decided when it was last asked, for its page."""
+    return study_folder(output, study_name) / "gate.json"
 
 
 def report_file(output: Path, study_name: str) -> Path:

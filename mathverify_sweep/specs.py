@@ -166,6 +166,13 @@ class RunSpec(Frozen):
     leaves_state: bool = Field(
         False, description="end with a whole effective batch, and leave a checkpoint for the runs that go on from it"
     )
+    goes_back: bool = Field(
+        False, description="start from the last of `start_from`, but from the best one if the last is known to be worse"
+    )
+    slices: tuple[int, ...] = Field(
+        (), description="rows of the nested order at which slices end, ascending: the run's accuracy is read on each"
+    )
+    slice_rows: int = Field(0, ge=0, description="training rows of a slice that it is read on")
     least_gain: float | None = Field(
         None, description="accuracy that the stage before must be able to have brought, or this one is not trained"
     )
@@ -236,6 +243,19 @@ class Metrics(Frozen):
         return self.false_positives + self.true_negatives > 0
 
 
+class SliceFigures(Frozen):
+    """Accuracy at log-odds 0 on training rows `first_row` to `end_row`, a sample of them, and on the rows of validation
+    that stand for them; None where there are none.
+    """
+
+    first_row: int
+    end_row: int
+    met_rows: int
+    met_accuracy: float | None
+    held_back_rows: int
+    held_back_accuracy: float | None
+
+
 class RunResult(Frozen):
     """How a run ended. `metrics`, `log_odds` and `adapter` are there when it got to the end."""
 
@@ -246,6 +266,7 @@ class RunResult(Frozen):
     log_odds: tuple[float, ...] = Field(
         (), description="log P(True) - log P(False) per validation row, in the split's order"
     )
+    slices: tuple[SliceFigures, ...] = Field((), description="of a stage: what it knows of each slice up to its own")
     rows_seen: int = 0
     resumed_from_rows: int = Field(0, description="rows seen at the checkpoint that this attempt went on from")
     optimizer_steps: int = 0

@@ -7,6 +7,7 @@ loses its tail when the process is killed, and W&B is never asked for anything. 
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -18,6 +19,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Literal
 
+from mathverify_sweep import environment
 from mathverify_sweep.specs import RunResult, RunSpec
 from mathverify_sweep.states import EndReason
 
@@ -194,9 +196,20 @@ def _identity(run_id: str, spec: RunSpec) -> dict[str, Any]:
 
 
 def _config(spec: RunSpec) -> dict[str, Any]:
-    """Parameters by their own names, so that W&B's plots find them; the rest of the spec below its sections."""
+    """Parameters by their own names, so that W&B's plots find them; the rest of the spec below its sections, among it
+    parent runs and the data's fingerprint; and the code.
+    """
+    code = json.loads(environment.described())
     rest = spec.model_dump(mode="json", exclude={"params", "study_name", "prompt_texts"})
-    return {**spec.params.model_dump(mode="json"), "alpha": spec.params.alpha, **rest}
+    return {
+        **spec.params.model_dump(mode="json"),
+        "alpha": spec.params.alpha,
+        **rest,
+        **{f"code_{name}": code[name] for name in _CODE},
+    }
+
+
+_CODE = ("version", "commit", "changed")
 
 
 def _summary(spec: RunSpec, result: RunResult) -> dict[str, Any]:

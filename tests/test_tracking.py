@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
+from mathverify_sweep import environment
 from mathverify_sweep.specs import BaseModelSpec, DataSpec, Metrics, RunResult, RunSpec, TrainParams
 from mathverify_sweep.states import EndReason
 from mathverify_sweep.tracking import QUEUE_LIMIT, Tracker, TrackingSettings
@@ -56,7 +57,8 @@ def spec(stage: int | None = None) -> RunSpec:
 
 
 def result(reason: EndReason) -> RunResult:
-    return RunResult(end_reason=reason, value=0.9, metrics=METRICS, rows_seen=1_000, started_from="abc")
+    told = {"rows_seen": 1_000, "started_from": "abc", "rows_digest": "d1ce"}
+    return RunResult(end_reason=reason, value=0.9, metrics=METRICS, **told)
 
 
 def inspect(folder: str, *options: str) -> str:
@@ -97,6 +99,9 @@ def test_an_offline_run_holds_config_curves_summary_and_lineage(tmp_path: Path) 
     summary = told["summary"]
     assert (summary["validation_accuracy"], summary["auc"], summary["end_reason"]) == (0.9, 0.95, "finished")
     assert summary["started_from"] == "abc"
+    assert summary["rows_digest"] == "d1ce"
+    code = json.loads(environment.described())
+    assert (config["code_commit"], config["code_version"]) == (code["commit"], code["version"])
     table = json.loads((Path(run.link) / "files" / summary["final"]["path"]).read_text())
     assert ["accuracy_high", 0.94] in table["data"]
 

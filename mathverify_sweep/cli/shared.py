@@ -14,7 +14,7 @@ from pydantic_core import to_json
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from mathverify_sweep import paths, redaction
+from mathverify_sweep import depot, paths, redaction
 from mathverify_sweep.errors import StudyError
 
 if TYPE_CHECKING:
@@ -53,8 +53,10 @@ Smoke = Annotated[
 ]
 _DATABASE = "Database: `sqlite:///FILE` or `postgresql://USER:PASSWORD@HOST/NAME`."
 Storage = Annotated[str, typer.Option("--storage", envvar="OPTUNA_STORAGE", metavar="URL", help=_DATABASE)]
+_OUTPUT = "Adapters, checkpoints, W&B files, reports; of a URL (`s3://BUCKET/DIR`) this machine keeps a copy."
 Output = Annotated[
-    Path, typer.Option("--output", envvar="MVSWEEP_OUTPUT", metavar="DIR", help="Adapters, W&B files, reports.")
+    Path,
+    typer.Option("--output", envvar="MVSWEEP_OUTPUT", metavar="DIR|URL", parser=depot.opened, help=_OUTPUT),
 ]
 As = Annotated[Format, typer.Option("-f", "--format", help="A table for people, or JSON for programs.")]
 DEFAULT_STORAGE = f"sqlite:///{paths.DEFAULT_DATABASE}"
@@ -118,9 +120,11 @@ def show_lines(form: Format, lines: Iterable[Text], found: object) -> None:
 def write_report(database: Database, handle: StudyHandle, output: Path) -> Path:
     """Write the study's page; where it is."""
     from mathverify_sweep.reports import html
+    from mathverify_sweep.verifiers import gate
 
-    page = paths.report_file(output.resolve(), handle.config.study)
-    html.write(database, handle.config.study, page, datetime.now(UTC))
+    name = handle.config.study
+    page = paths.report_file(output.resolve(), name)
+    html.write(database, name, page, datetime.now(UTC), gate.kept(paths.gate_file(output.resolve(), name)))
     return page
 
 

@@ -160,14 +160,25 @@ def ensemble(
     study: Study = None,
     top: Annotated[int, typer.Option(help="Runs in it at most.", min=1)] = 5,
     storage: Storage = DEFAULT_STORAGE,
+    output: Output = paths.DEFAULT_OUTPUT,
+    device: OnDevice = "cpu",
     form: As = Format.table,
 ) -> None:
-    """Choose runs, greedily on validation, whose mean log-odds is the best verifier; then evaluate or ask them."""
+    """Choose runs, greedily on validation, whose mean log-odds is the best verifier; then evaluate or ask them.
+
+    Runs whose log-odds on validation are not in the database are read there first.
+    """
     from mathverify_sweep.reports import verifiers as shown
     from mathverify_sweep.verifiers import ensemble as page
+    from mathverify_sweep.verifiers import verifier
 
     database = open_database(storage)
-    found = page.choose(database, the_study(database, study), top)
+    name = the_study(database, study)
+    candidates = page.candidates(database, name)
+    if unread := verifier.unread(database, candidates, "validation"):
+        with _judging(device) as judge:
+            verifier.have_read(unread, "validation", verifier.Place(database, output.resolve(), judge))
+    found = page.choose(database, name, candidates, top)
     show(form, shown.ensemble(found), found)
 
 
@@ -185,11 +196,14 @@ def gate(
     """
     from mathverify_sweep.reports import verifiers as shown
     from mathverify_sweep.verifiers import gate as page
+    from mathverify_sweep.verifiers import verifier
 
     database = open_database(storage)
     handle = open_study(database, study)
     with _judging(device) as judge:
-        found = page.gate(page.Place(database, output.resolve(), judge, datetime.now(UTC)), handle, top)
+        place = verifier.Place(database, output.resolve(), judge)
+        found = page.gate(place, handle, top, datetime.now(UTC))
+    page.keep(found, paths.gate_file(output.resolve(), handle.config.study))
     show(form, shown.gate(found), found)
 
 
@@ -202,7 +216,7 @@ def lineage(
     form: As = Format.table,
 ) -> None:
     """Where a run comes from: trial, stages, checkpoints, rows, seeds, code, versions; and how to make it again."""
-    from mathverify_sweep.verifiers import lineage as page
+    from mathverify_sweep.reports import lineage as page
     from mathverify_sweep.verifiers import verifier
 
     database = open_database(storage)

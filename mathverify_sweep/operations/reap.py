@@ -19,7 +19,7 @@ from mathverify_sweep.specs import Frozen
 from mathverify_sweep.store import blocked, leases
 from mathverify_sweep.store.leases import Observed
 from mathverify_sweep.store.runs import WorkerIdentity
-from mathverify_sweep.worker import ancestry
+from mathverify_sweep.worker import retention
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine as Database
@@ -74,7 +74,7 @@ def mend(database: Database, study: StudyHandle, found: Sequence[Suspect], outpu
     dead = [suspect for suspect in found if _is_dead(suspect, Kind.RUNNING)]
     # First: it may be how a run ended that would expire.
     done = leftovers.say(database, study, output, {s.worker.worker_id for s in dead if s.worker})
-    done += [_expire(database, suspect, output) for suspect in dead]
+    done += [_expire(database, study, suspect, output) for suspect in dead]
     ended = blocked.end_blocked(database, study.config.study, datetime.now(UTC))
     if ended:
         done.append(f"ended {ended} run(s) that waited for one that failed")
@@ -129,7 +129,7 @@ def _is_dead(suspect: Suspect, *kinds: Kind) -> bool:
     return suspect.kind in kinds and suspect.life is Life.DEAD
 
 
-def _expire(database: Database, suspect: Suspect, output: Path) -> str:
+def _expire(database: Database, study: StudyHandle, suspect: Suspect, output: Path) -> str:
     """By what was seen of the lease: whoever renewed it since then keeps it."""
     worker = suspect.worker
     assert worker is not None
@@ -145,7 +145,7 @@ def _expire(database: Database, suspect: Suspect, output: Path) -> str:
         return f"run {suspect.run_id} is left alone: it was renewed or ended meanwhile"
     if expired.trial_number is None:
         return f"run {suspect.run_id} dropped: it had no trial yet"
-    ancestry.drop_checkpoints_of_expired(database, expired, output)
+    retention.tidy(database, study.config.study, expired.trial_number, output)
     then = f"run {expired.next_run_id} goes on with it" if expired.next_run_id else "that was its last attempt"
     return f"run {suspect.run_id} of trial {expired.trial_number} expired; {then}"
 

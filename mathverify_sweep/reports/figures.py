@@ -15,7 +15,7 @@ from mathverify_sweep import metrics
 from mathverify_sweep.reports import draw
 from mathverify_sweep.reports.models import PromotionRow, RunRow, StatusReport, TrialRow
 from mathverify_sweep.reports.rows import best_promoted, ranked
-from mathverify_sweep.specs import Objective
+from mathverify_sweep.specs import Objective, SliceFigures
 from mathverify_sweep.states import RunState
 
 ENDED_FIRST = (RunState.COMPLETE, RunState.PRUNED, RunState.FAIL, RunState.RUNNING)
@@ -38,6 +38,7 @@ def panels(report: StatusReport, importances: Mapping[str, float]) -> list[Panel
     drawn = [
         leaderboard(report),
         promotion(report),
+        forgetting(report),
         history(report),
         importance(importances),
         slices(report),
@@ -80,6 +81,28 @@ def promotion(report: StatusReport) -> Panel | None:
     _baseline_lines(figure, report, "validation_accuracy")
     caption = "The open marker is the trial, the line its promotion, stage by stage; bars are 95 % intervals."
     return Panel("promotion", "Trial against promoted result", caption, figure)
+
+
+def forgetting(report: StatusReport) -> Panel | None:
+    """Accuracy of every stage on each slice of the data up to its own: what falls from left to right is forgotten."""
+    traces = []
+    colours = _cycle((draw.GREEN, draw.BLUE, draw.PURPLE, draw.ORANGE))
+    for dash, row in zip(_cycle(("solid", "dash", "dot", "dashdot")), report.promotions, strict=False):
+        known = [(stage.name, found) for stage in row.stages for found in stage.slices if found.met_rows]
+        # One look forgets nothing: a slice is drawn when a later stage was read on it too.
+        for colour, first in zip(colours, sorted({found.first_row for _, found in known}), strict=False):
+            seen = [(name, found) for name, found in known if found.first_row == first]
+            if len(seen) > 1:
+                traces.append(_slice(f"trial {row.trial_number} {row.plan}", seen, colour, dash))
+    if not traces:
+        return None
+    figure = draw.figure(traces, "stage", "accuracy on rows of the slice")
+    figure.update_xaxes(type="category")
+    caption = (
+        "A line is a slice of the training rows, after each stage from the one that brought it; a sample of them is "
+        "read. Point at a mark for the slice's held-back rows, which no stage was trained on."
+    )
+    return Panel("forgetting", "What is kept of earlier slices", caption, figure)
 
 
 def history(report: StatusReport) -> Panel | None:
@@ -197,6 +220,20 @@ def device_time(report: StatusReport) -> Panel | None:
     hours = report.budget.gpu_hours_used
     caption = f"All attempts counted, runs that share a device beside each other; it was held for {hours:.2f} hours."
     return Panel("device_time", "Time by trial", caption, figure)
+
+
+def _slice(name: str, seen: Sequence[tuple[str, SliceFigures]], colour: str, dash: str) -> Any:
+    first = seen[0][1]
+    held_back = [found.held_back_accuracy for _, found in seen]
+    return go.Scatter(
+        name=f"{name}, rows {first.first_row:,} to {first.end_row:,}",
+        x=[stage for stage, _ in seen],
+        y=[found.met_accuracy for _, found in seen],
+        mode="lines+markers",
+        line={"color": colour, "dash": dash},
+        text=["held back: none" if value is None else f"held back: {value:.4f}" for value in held_back],
+        hovertemplate="after stage %{x}: %{y:.4f}<br>%{text}<extra></extra>",
+    )
 
 
 def _before_and_after(row: PromotionRow, trial: TrialRow | None, colour: str) -> list[Any]:

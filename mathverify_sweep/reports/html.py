@@ -18,10 +18,12 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING
 
-from mathverify_sweep.reports import figures, rows
+from mathverify_sweep import metrics
+from mathverify_sweep.reports import figures, lineage, rows
 from mathverify_sweep.reports.figures import Panel
-from mathverify_sweep.reports.models import Leaderboard, RunRow, StatusReport
+from mathverify_sweep.reports.models import GateLook, GateReport, Leaderboard, RunRow, StatusReport
 from mathverify_sweep.specs import Metrics
+from mathverify_sweep.store import runs
 from mathverify_sweep.study import views
 
 if TYPE_CHECKING:
@@ -39,22 +41,32 @@ class Cell:
     link: str | None = None
 
 
-def write(database: Database, study: str, path: Path, now: datetime) -> None:
+@dataclass(frozen=True)
+class Story:
+    """How what is on the page came to be: what the gate has decided, and the lineage of promoted runs, named."""
+
+    gate: GateReport | None = None
+    lineages: tuple[tuple[str, str], ...] = ()
+
+
+def write(database: Database, study: str, path: Path, now: datetime, gate: GateReport | None = None) -> None:
     """Write the study's page to `path`, whole or not at all. `now` is the date on it."""
     report = rows.status(database, study)
+    story = Story(gate, tuple(_lineages(database, report)))
     panels = figures.panels(report, views.parameter_importances(database, study))
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(page(report, panels, now), encoding="utf-8")
+    unfinished.write_text(page(report, panels, now, story), encoding="utf-8")
     unfinished.replace(path)
 
 
-def page(report: StatusReport, panels: Sequence[Panel], now: datetime) -> str:
+def page(report: StatusReport, panels: Sequence[Panel], now: datetime, story: Story = Story()) -> str:
     """The page's text."""
     from plotly.offline import get_plotlyjs
 
     board = rows.leaderboard(report)
     tables = [_section("All trials", _trials(report, board)), _section("Promotions", _promotions(report))]
+    tables += [_section("Gate", _gate(story.gate)), _section("Lineage", "".join(map(_lineage, story.lineages)))]
     drawn = {panel.key: panel.figure.to_plotly_json() for panel in panels}
     return Template(_PAGE.read_text(encoding="utf-8")).substitute(
         title=escape(f"{report.study}: sweep report"),
@@ -141,6 +153,45 @@ def _promotions(report: StatusReport) -> str:
             cells = [*place, *_ending(stage), *_figures(stage.metrics)]
             body.append(("", [*cells, *_effort(stage), _text(start)]))
     return _table(head, body) if body else ""
+
+
+def _gate(found: GateReport | None) -> str:
+    """Every finalist with what became of it and why, and the looks that decided."""
+    if found is None:
+        return ""
+    body = []
+    for one in found.finalists:
+        cells = [_count(one.trial_number), _text(one.verdict), _figure(one.value), _figure(one.accuracy)]
+        body.append(("", [*cells, _count(len(one.run_ids)), _text(one.why)]))
+    table = _table(["trial", "verdict", "validation", "gate", "runs", "why"], body)
+    looks = "".join(
+        f"<p>Look {look.number}: {look.rows:,} rows of {look.questions:,} questions, dropped up to p = {look.level:.2g}"
+        f"{_p_values(look)}.</p>"
+        for look in found.looks
+    )
+    waiting = f"<p>{found.waiting} run(s) are to be trained before the next look.</p>" if found.waiting else ""
+    return f"{table}{looks}{waiting}"
+
+
+def _p_values(look: GateLook) -> str:
+    told = ", ".join(f"trial {number} {p_value:.2g}" for number, p_value in sorted(look.p_values.items()))
+    return f"; p-values: {told}" if told else ""
+
+
+def _lineages(database: Database, report: StatusReport) -> Iterable[tuple[str, str]]:
+    """Of the best stage of every promotion, which is the one that people use."""
+    sign = 1 if metrics.higher_is_better(report.objective) else -1
+    for row in report.promotions:
+        known = [(sign * stage.value, stage) for stage in row.stages if stage.metrics and stage.value is not None]
+        if known:
+            best = max(known, key=lambda found: found[0])[1]
+            told = lineage.told(lineage.of(database, runs.get(database, str(best.run_id))))
+            yield f"trial {row.trial_number} {row.plan}, stage {best.name}: run {best.run_id}", told
+
+
+def _lineage(found: tuple[str, str]) -> str:
+    name, told = found
+    return f"<details><summary>{escape(name)}</summary><pre>{escape(told)}</pre></details>"
 
 
 def _ending(run: RunRow) -> list[Cell]:

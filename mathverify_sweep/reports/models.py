@@ -10,7 +10,7 @@ from pydantic import Field
 from mathverify_sweep.metrics import Interval
 from mathverify_sweep.resampling import Comparison
 from mathverify_sweep.search_space import Value
-from mathverify_sweep.specs import Frozen, Metrics, Objective, RunSpec, Split
+from mathverify_sweep.specs import Frozen, Metrics, Objective, RunSpec, SliceFigures, Split
 from mathverify_sweep.states import EndReason, RunState
 
 StudyState = Literal["new", "running", "waiting", "stopped", "idle", "done"]
@@ -62,6 +62,7 @@ class StageRow(RunRow):
     stage: int
     part: Literal["trunk", "cooldown"] | None = Field(None, description="of the plan `trunk`")
     started_from: str | None
+    slices: tuple[SliceFigures, ...] = Field((), description="what it knows of each slice of the data up to its own")
 
     @property
     def name(self) -> str:
@@ -283,6 +284,7 @@ class LineageStep(Frozen):
     rows_digest: str | None = Field(None, description="SHA-256 of the rows that it met, in their order")
     optimizer_steps: int
     value: float | None
+    slices: tuple[SliceFigures, ...] = Field((), description="of a stage: what it knows of each slice up to its own")
     attempts: tuple[LineageAttempt, ...]
     code: Code | None = Field(None, description="of its last attempt")
     exports: tuple[LineageExport, ...] = ()

@@ -207,6 +207,7 @@ def _promotion(
             stage=stage,
             part=_part(of_stage[-1]),
             started_from=_started_from(of_stage[-1]),
+            slices=of_stage[-1].result.slices if of_stage[-1].result else (),
         )
         for stage, of_stage in sorted(attempts.items())
     )

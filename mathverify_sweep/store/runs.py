@@ -189,6 +189,14 @@ def runs(engine: Engine, study_name: str) -> list[RunRecord]:
     return [run_record(row) for row in rows]
 
 
+def of_trial(engine: Engine, study_name: str, trial_number: int) -> list[RunRecord]:
+    """The runs of one trial, its stages among them, in the order in which they were queued."""
+    with reading(engine) as connection:
+        mine = (_run.study_name == study_name) & (_run.trial_number == trial_number)
+        rows = connection.execute(_with_points().where(mine)).all()
+    return [run_record(row) for row in rows]
+
+
 def get(engine: Engine, run_id: str) -> RunRecord:
     """The run whose id begins with `run_id`. Raises StudyError when there is none, or more than one."""
     with reading(engine) as connection:

@@ -23,7 +23,7 @@ import logging
 import math
 from typing import Any
 
-from mathverify_sweep.config import PromotionConfig, RoundConfig, StageSize
+from mathverify_sweep.config import PromotionConfig, StageSize
 from mathverify_sweep.errors import StudyError
 from mathverify_sweep.specs import PlannedStage, RunSpec
 
@@ -36,10 +36,16 @@ def plan(trial: RunSpec, available: int, settings: PromotionConfig) -> tuple[Pla
     `available`: training rows that there are. Raises StudyError when they do not fill the plan.
     """
     seed = trial.seed if settings.seed is None else settings.seed
-    # A stage is as long as its plan says, not as its trial was.
-    base = _changed(trial, rungs=(), start_from=(), seed=seed, least_gain=settings.least_gain, params={"max_steps": 0})
+    base = _changed(
+        trial,
+        rungs=(),
+        seed=seed,
+        least_gain=settings.least_gain,
+        slice_rows=settings.slice_rows,
+        params={"max_steps": 0},  # a stage is as long as its plan says, not as its trial was
+    )
     if settings.plan == "rounds":
-        stages = _rounds(base, available, settings.rounds)
+        stages = _rounds(base, available, settings)
     else:
         growing = sizes(settings.stages, available)
         stages = {"cumulative": _cumulative, "sequential": _slices, "replay": _slices, "scratch": _scratch}.get(
@@ -72,7 +78,7 @@ def _cumulative(base: RunSpec, growing: list[int], settings: PromotionConfig) ->
     epochs = _epochs(settings, growing[-1], sum(growing))
     return [
         PlannedStage(
-            spec=_changed(base, train_rows=rows, epochs=epochs),
+            spec=_changed(base, train_rows=rows, epochs=epochs, slices=growing[: number + 1]),
             after=number - 1 if number else None,
             start_from=tuple(range(number)),
         )
@@ -86,14 +92,15 @@ def _slices(base: RunSpec, growing: list[int], settings: PromotionConfig) -> lis
     replayed = [round(share * old) for old in before]
     epochs = _epochs(settings, growing[-1], growing[-1] + sum(replayed))
     slices = [
-        _changed(base, train_rows=rows, skip_rows=old, replay_rows=again, epochs=epochs)
-        for rows, old, again in zip(growing, before, replayed, strict=True)
+        _changed(base, train_rows=rows, skip_rows=old, replay_rows=again, epochs=epochs, slices=growing[: number + 1])
+        for number, (rows, old, again) in enumerate(zip(growing, before, replayed, strict=True))
     ]
-    return _chain(slices)
+    return _chain(slices, goes_back=settings.go_back)
 
 
 def _scratch(base: RunSpec, growing: list[int], settings: PromotionConfig) -> list[PlannedStage]:
-    return [PlannedStage(spec=_changed(base, train_rows=growing[-1], epochs=settings.passes or 1.0))]
+    whole = _changed(base, train_rows=growing[-1], epochs=settings.passes or 1.0, slices=growing)
+    return [PlannedStage(spec=whole)]
 
 
 def _trunk(base: RunSpec, growing: list[int], settings: PromotionConfig) -> list[PlannedStage]:
@@ -110,9 +117,9 @@ def _trunk(base: RunSpec, growing: list[int], settings: PromotionConfig) -> list
     absolute = warmup if warmup >= 1 else float(math.ceil(warmup * math.ceil(epochs * growing[0] / batch)))
     whole = _changed(base, epochs=epochs, params={"warmup_steps": absolute})
     stages: list[PlannedStage] = []
-    for number, rows in enumerate(growing):
+    for number in range(len(growing)):
         last_piece = len(stages) - 2 if number else None
-        piece, cooldown = _piece(whole, cuts[: number + 1]), _cooldown(whole, cuts[: number + 1], rows)
+        piece, cooldown = _piece(whole, cuts[: number + 1]), _cooldown(whole, cuts[: number + 1], growing[: number + 1])
         stages.append(PlannedStage(spec=piece, after=last_piece, goes_on_from=last_piece))
         stages.append(PlannedStage(spec=cooldown, after=len(stages) - 1, goes_on_from=len(stages) - 1))
     return stages
@@ -124,22 +131,23 @@ def _piece(whole: RunSpec, cuts: tuple[int, ...]) -> RunSpec:
     return _changed(whole, train_rows=cuts[-1], blocks=cuts[:-1], leaves_state=True, params=constant)
 
 
-def _cooldown(whole: RunSpec, cuts: tuple[int, ...], rows: int) -> RunSpec:
-    """A run over the first `rows` whose learning rate begins to fall where the piece up to the last cut stops.
+def _cooldown(whole: RunSpec, cuts: tuple[int, ...], growing: list[int]) -> RunSpec:
+    """A run over the largest of `growing` whose learning rate begins to fall where the piece up to the last cut stops.
 
     A piece stops after its last whole effective batch; rows that do not fit `max_length` may move that by a step.
     """
-    batch = whole.params.effective_batch_size
+    rows, batch = growing[-1], whole.params.effective_batch_size
     steps = math.ceil(whole.epochs * rows / batch)
     falling = (steps - math.floor(whole.epochs * cuts[-1] / batch)) / steps
     params = {"lr_scheduler_type": "warmup_stable_decay", "lr_decay_share": falling}
-    return _changed(whole, train_rows=rows, blocks=cuts, params=params)
+    return _changed(whole, train_rows=rows, blocks=cuts, slices=growing, params=params)
 
 
-def _rounds(base: RunSpec, available: int, rounds: tuple[RoundConfig, ...]) -> list[PlannedStage]:
+def _rounds(base: RunSpec, available: int, settings: PromotionConfig) -> list[PlannedStage]:
     specs: list[RunSpec] = []
+    ends: set[int] = set()
     seen = 0
-    for number, wanted in enumerate(rounds, 1):
+    for number, wanted in enumerate(settings.rounds, 1):
         batch = wanted.effective_batch_size or base.params.effective_batch_size
         first, last = (0, _rows(wanted.rows, available)) if wanted.rows is not None else (seen, seen)
         last += (wanted.steps or 0) * batch
@@ -149,18 +157,22 @@ def _rounds(base: RunSpec, available: int, rounds: tuple[RoundConfig, ...]) -> l
                 f"{available:,}. Give it fewer steps, or `rows`, which begin anew."
             )
         seen = max(seen, last)
+        ends.add(last)
         params = wanted.model_dump(include={"effective_batch_size", "learning_rate"}, exclude_none=True)
         precision = wanted.model_dump(include={"quantization", "compute_dtype"}, exclude_none=True)
-        specs.append(_changed(base, train_rows=last, skip_rows=first, params=params, base_model=precision))
-    return _chain(specs)
+        known = sorted(end for end in ends if end <= last)
+        rows = {"train_rows": last, "skip_rows": first, "slices": known}
+        specs.append(_changed(base, params=params, base_model=precision, **rows))
+    return _chain(specs, goes_back=settings.go_back)
 
 
-def _chain(specs: list[RunSpec]) -> list[PlannedStage]:
-    """Each from the adapter of the one before."""
-    return [
-        PlannedStage(spec=spec, after=number - 1, start_from=(number - 1,)) if number else PlannedStage(spec=spec)
-        for number, spec in enumerate(specs)
-    ]
+def _chain(specs: list[RunSpec], *, goes_back: bool) -> list[PlannedStage]:
+    """Each from the adapter of the one before; or from that of the best before, where the last is to be taken back."""
+    stages = [PlannedStage(spec=spec) for spec in specs[:1]]
+    for number, spec in enumerate(specs[1:], 1):
+        start_from = tuple(range(number)) if goes_back else (number - 1,)
+        stages.append(PlannedStage(spec=_changed(spec, goes_back=goes_back), after=number - 1, start_from=start_from))
+    return stages
 
 
 def _epochs(settings: PromotionConfig, largest: int, met: int) -> float:

@@ -24,16 +24,13 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from mathverify_sweep import paths
 from mathverify_sweep.data import prompts
-from mathverify_sweep.paths import checkpoints_folder
 from mathverify_sweep.specs import Frozen
 from mathverify_sweep.training import adapters
-from mathverify_sweep.training.order import Order
+from mathverify_sweep.training.order import KEPT_CHECKPOINTS, Order
 
 log = logging.getLogger(__name__)
-
-KEPT = 2
-"""How many checkpoints an attempt keeps: one more than is needed, should the last be damaged."""
 
 _FORMAT = 1
 _MANIFEST = "manifest.json"
@@ -61,8 +58,7 @@ class Checkpoints:
     """Those that an attempt writes, and the one it goes on from. `engine` names who can read them."""
 
     def __init__(self, order: Order, engine: str) -> None:
-        self._root = checkpoints_folder(order.folder)
-        self._earlier = tuple(map(checkpoints_folder, order.resume_from))
+        self._root = paths.checkpoints_folder(order.folder)
         self._engine = engine
         self._order = order
         self._mathematics = mathematics(order)
@@ -70,7 +66,7 @@ class Checkpoints:
 
     def newest(self) -> Checkpoint | None:
         """The one of the earlier attempts that has seen the most rows; what is wrong with better ones is logged."""
-        written = [(number, root / str(number)) for root in self._earlier for number in _numbered(root)]
+        written = [(int(path.name), path) for folder in self._order.resume_from for path in _readable(folder)]
         for rows_seen, folder in sorted(written, key=lambda found: -found[0]):
             try:
                 self._prove(folder, rows_seen)
@@ -95,8 +91,8 @@ class Checkpoints:
             self._seal(partial, rows_seen)
             partial.rename(folder)
             _sync(self._root)
-            for old in sorted(_numbered(self._root))[:-KEPT]:
-                shutil.rmtree(self._root / str(old))
+            for old in paths.checkpoints(self._order.folder)[:-KEPT_CHECKPOINTS]:
+                shutil.rmtree(old)
             return True
         # The ways in which Python, safetensors and torch say that a file cannot be written. What is wrong with more
         # than the disk shows again at the next step.
@@ -188,14 +184,12 @@ def _digest(order: Order, decisive: dict[str, Any], params: dict[str, Any]) -> s
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
-def _numbered(root: Path) -> list[int]:
-    """Rows seen of the checkpoints in a folder: none when it is on another machine, or cannot be read."""
+def _readable(folder: Path) -> list[Path]:
+    """The checkpoints of an attempt: none when it is on another machine, or cannot be read."""
     try:
-        return [int(path.name) for path in root.iterdir() if path.name.isdecimal()]
-    except FileNotFoundError:
-        return []
+        return paths.checkpoints(folder)
     except OSError as error:
-        log.warning("checkpoints in %s are left aside: %s", root, error)
+        log.warning("checkpoints in %s are left aside: %s", paths.checkpoints_folder(folder), error)
         return []
 
 

@@ -16,14 +16,15 @@ from pathlib import Path
 from mathverify_sweep import metrics
 from mathverify_sweep.data.encode import digest
 from mathverify_sweep.errors import TrainingEnded
-from mathverify_sweep.specs import Frozen, Metrics, RunResult
+from mathverify_sweep.specs import Frozen, Metrics, RunResult, SliceFigures
 from mathverify_sweep.states import EndReason, Verdict
-from mathverify_sweep.training import adapters, device
+from mathverify_sweep.training import adapters, device, slices
 from mathverify_sweep.training.checkpoints import Checkpoint, Checkpoints
 from mathverify_sweep.training.divergence import DivergenceWatch
 from mathverify_sweep.training.material import Material
 from mathverify_sweep.training.order import Order
 from mathverify_sweep.training.reporter import Reporter
+from mathverify_sweep.training.slices import Read
 
 LOG_POINTS = 50
 """How many times a run logs at most."""
@@ -70,6 +71,7 @@ class Course:
         self._last_value: float | None = None
         self._resumed_from_rows = 0
         self._eval_seconds = 0.0
+        self._slices: tuple[SliceFigures, ...] = ()
         self._began = self._kept_at = clock()
 
     def resume(self) -> Checkpoint | None:
@@ -123,9 +125,13 @@ class Course:
         elif self._clock() - self._kept_at >= self._order.checkpoint_seconds:
             self._keep(fill)
 
-    def finish(self, evaluate: Evaluate) -> tuple[Metrics, tuple[float, ...]]:
-        """The look at all validation rows after the last step."""
-        return self._judge(evaluate, len(self._material.labels))
+    def finish(self, evaluate: Evaluate, read: Read) -> tuple[Metrics, tuple[float, ...]]:
+        """The look at all validation rows after the last step, and at the slices that the spec asks for."""
+        judged, odds = self._judge(evaluate, len(self._material.labels))
+        began = self._clock()
+        self._slices = slices.figures(self._material.slices, odds, self._material.labels, read)
+        self._eval_seconds += self._clock() - began
+        return judged, odds
 
     def finished(self, judged: Metrics, odds: tuple[float, ...], adapter: str) -> RunResult:
         """The result of a run that got to its end and left its adapter in the folder of that name."""
@@ -133,7 +139,8 @@ class Course:
         message = f"{unread} validation rows do not fit max_length even when cut: their log-odds are 0"
         result = self._ended(EndReason.FINISHED, message if unread else "")
         met = digest(self._material.train.rows)
-        return result.model_copy(update={"metrics": judged, "log_odds": odds, "adapter": adapter, "rows_digest": met})
+        found = {"metrics": judged, "log_odds": odds, "adapter": adapter, "rows_digest": met, "slices": self._slices}
+        return result.model_copy(update=found)
 
     def ended_by(self, error: Exception) -> RunResult:
         """The result of a run that something has ended: an ending with a name, memory, or trouble. To be called where

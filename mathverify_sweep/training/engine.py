@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import logging
 import traceback
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -27,10 +26,11 @@ from mathverify_sweep.training import device
 from mathverify_sweep.training.checkpoints import start_over
 from mathverify_sweep.training.material import Library, Material
 from mathverify_sweep.training.order import Order
-from mathverify_sweep.training.packed import measure, plan
-from mathverify_sweep.training.packed.model import PackedModel, unsupported
-from mathverify_sweep.training.packed.plan import Budget, Plan
-from mathverify_sweep.training.packed.slot import Slot, log_odds
+from mathverify_sweep.training.packed import plan, ready
+from mathverify_sweep.training.packed.judging import Reader, log_odds
+from mathverify_sweep.training.packed.model import unsupported
+from mathverify_sweep.training.packed.ready import Ready
+from mathverify_sweep.training.packed.slot import Slot
 from mathverify_sweep.training.reporter import Reporter
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class PackedEngine:
         self.device = device.find(device_name)
         self._library = Library(self.device)
         self._slots_asked, self._tokens_asked = slots, token_budget
-        self._ready: _Ready | None = None
+        self._ready: Ready | None = None
         self._slots: dict[str, Slot] = {}  # whose turn is next comes first
         self._new: list[str] = []
         self._alone: set[str] = set()
@@ -75,9 +75,9 @@ class PackedEngine:
     def start(self, run_id: str, order: Order, reporter: Reporter) -> None:
         """Take the run into a slot. What is wrong with it is told by the next `step`."""
         try:
-            ready = self._made_ready(order.spec)
+            made = self._made_ready(order.spec)
             material = self._library.material(order.spec)
-            self._slots[run_id] = _slot(order, material, reporter, ready)
+            self._slots[run_id] = _slot(order, material, reporter, made)
             self._new.append(run_id)
         except Exception as error:  # noqa: BLE001 - whatever is wrong with a run ends that run
             self._ended.append((run_id, _ended_at_start(error)))
@@ -98,11 +98,11 @@ class PackedEngine:
 
     def score(self, spec: RunSpec, adapter: Path | None, split: Split) -> tuple[float, ...]:
         """The log-odds of a split's rows in its order, by an adapter of the spec's shape or by the base model alone."""
-        ready = self._made_ready(spec)
+        made = self._made_ready(spec)
         count = len(self._library.data(spec.data, spec.data_fingerprint).split(split))
         rows = self._library.rows(spec, split, count).rows
-        weights = None if adapter is None else ready.model.weights(spec, adapter)
-        return tuple(log_odds(ready.model, weights, rows, count, ready.budget))
+        weights = None if adapter is None else made.model.weights(spec, adapter)
+        return tuple(log_odds(made.model, [Reader(weights, rows)], count, made.budget)[0])
 
     def _next(self) -> list[str]:
         """Runs for one pass, in turn, as far as the token budget reaches; at least one, whatever it takes."""
@@ -162,42 +162,26 @@ class PackedEngine:
             self._ended.append((run_id, result))
             device.free_memory(self.device)
 
-    def _made_ready(self, spec: RunSpec) -> _Ready:
+    def _made_ready(self, spec: RunSpec) -> Ready:
         """The base model of the spec, which all runs in slots share."""
-        if self._ready is not None and self._ready.model.base.spec == spec.base_model:
-            return self._ready
-        if self._slots:
+        known = self._ready if self._ready is not None and self._ready.model.base.spec == spec.base_model else None
+        if self._slots and known is None:
             raise ModelError(
                 "runs that share an engine must share a base model, got another. Start it when the others have ended"
             )
-        loaded = self._library.base(spec.base_model)
         if reason := self.unsupported(spec.base_model, spec.data.task):
             raise ModelError(f"base_model {spec.base_model.name} cannot be packed: {reason}. Use the reference engine")
-        planned = plan.make(loaded, spec)
-        model = PackedModel(loaded, planned)
-        budget = measure.budget(model, planned, spec, self._tokens_asked)
-        model.expect(budget, spec.max_length)
-        self._ready = _Ready(model, planned, budget)
-        log.info("%s", planned.told(budget))
+        self._ready = known or ready.make(self._library.base(spec.base_model), spec, self._tokens_asked)
         return self._ready
 
 
-@dataclass(frozen=True)
-class _Ready:
-    """A base model that reads streams, and how it is used."""
-
-    model: PackedModel
-    plan: Plan
-    budget: Budget
-
-
-def _slot(order: Order, material: Material, reporter: Reporter, ready: _Ready) -> Slot:
+def _slot(order: Order, material: Material, reporter: Reporter, made: Ready) -> Slot:
     try:
-        return Slot(order, material, reporter, ready.model, ready.budget)
+        return Slot(order, material, reporter, made.model, made.budget)
     except Exception as error:
         if not order.resume_from or device.is_out_of_memory(error):
             raise
-        return Slot(start_over(order, error), material, reporter, ready.model, ready.budget)
+        return Slot(start_over(order, error), material, reporter, made.model, made.budget)
 
 
 def _ended_at_start(error: Exception) -> RunResult:

@@ -15,13 +15,14 @@ import torch
 from torch import nn
 
 from mathverify_sweep.data import dataset, prompts
-from mathverify_sweep.data.encode import Encoded, encode, encode_solving
+from mathverify_sweep.data.encode import Encoded, EncodedRow, encode, encode_solving
 from mathverify_sweep.errors import DataDrift, ModelError
 from mathverify_sweep.specs import BaseModelSpec, DataSpec, RunSpec, Split
-from mathverify_sweep.training import base
+from mathverify_sweep.training import base, slices
 from mathverify_sweep.training.base import BaseModel
 from mathverify_sweep.training.batches import training_order
 from mathverify_sweep.training.evaluate import log_odds
+from mathverify_sweep.training.slices import Slice
 from mathverify_sweep.training.solve import solved
 
 _KEPT = 6
@@ -40,15 +41,19 @@ class Material:
     validation: Encoded
     labels: tuple[bool, ...]
     groups: tuple[str, ...]
+    slices: tuple[Slice, ...] = ()
     answers: tuple[str, ...] | None = None
     max_new_tokens: int = 0
 
-    def log_odds(self, model: nn.Module, count: int) -> Sequence[float]:
-        """Those of the first `count` validation rows. `model` is the base's, with or without an adapter on it.
+    def first(self, count: int) -> list[EncodedRow]:
+        """Of the first `count` validation rows those that fit."""
+        return [row for row in self.validation.rows if row.index < count]
 
-        Of the task solving, which has `answers`, whether they are solved, in the form of log-odds.
+    def log_odds(self, model: nn.Module, rows: Sequence[EncodedRow], count: int) -> Sequence[float]:
+        """As `evaluate.log_odds`. `model` is the base's, with or without an adapter on it.
+
+        Of the task solving, which has `answers`, whether validation rows are solved, in the form of log-odds.
         """
-        rows = [row for row in self.validation.rows if row.index < count]
         tokens = base.evaluation_tokens(self.base, self.micro_batch_tokens)
         if self.answers is not None:
             return solved(self.base, model, rows, self.answers[:count], tokens, self.max_new_tokens)
@@ -102,6 +107,7 @@ class Library:
             validation=validation,
             labels=tuple(row.is_correct for row in data.validation),
             groups=tuple(dataset.groups(data.validation)),
+            slices=slices.of(spec, nested.rows, len(data.train), len(data.validation)),
             answers=tuple(row.answer for row in data.validation) if spec.data.task == "solving" else None,
             max_new_tokens=spec.max_new_tokens,
         )

@@ -9,6 +9,9 @@ from typing import Protocol
 from mathverify_sweep.specs import DataSpec, RunResult, RunSpec, Split
 from mathverify_sweep.training.reporter import Reporter
 
+KEPT_CHECKPOINTS = 2
+"""How many checkpoints a run keeps: one more than is needed, should the last be damaged."""
+
 
 @dataclass(frozen=True)
 class Order:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from mathverify_sweep.data.encode import EncodedRow
 from mathverify_sweep.paths import adapter_folder
 from mathverify_sweep.specs import DataSpec, RunResult, RunSpec, Split
 from mathverify_sweep.states import EndReason
@@ -95,10 +96,13 @@ class ReferenceEngine:
         with adapters.attached(material.base, spec, start) as model:
 
             def evaluate(count: int) -> Sequence[float]:
-                return material.log_odds(model, count)
+                return material.log_odds(model, material.first(count), count)
+
+            def read(rows: Sequence[EncodedRow]) -> Sequence[float]:
+                return material.log_odds(model, rows, len(rows))
 
             course.catch_up(evaluate)
             train(material.base, model, spec, epoch, lambda step, fill: course.after(step, evaluate, fill))
-            judged, odds = course.finish(evaluate)
+            judged, odds = course.finish(evaluate, read)
             adapters.keep(partial(adapters.save, model, target), target)
         return course.finished(judged, odds, target.name)

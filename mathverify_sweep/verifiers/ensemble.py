@@ -7,6 +7,7 @@ have said on validation; the figures there flatter the choice, so they are to be
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,12 +26,17 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Engine as Database
 
 
-def choose(database: Database, study: str, top: int) -> Ensemble:
-    """At most `top` finished runs of a study. Raises StudyError when none has finished with an adapter."""
+def candidates(database: Database, study: str) -> list[Model]:
+    """The finished runs of a study. Raises StudyError when none has finished with an adapter."""
     models = [verifiers.model(run) for run in runs.runs(database, study) if _is_candidate(run)]
     if not models:
         raise StudyError(f"study {study!r} has no finished run with an adapter. Let a worker finish one.")
     verifiers.require_judging(models[0], "averaged")
+    return models
+
+
+def choose(database: Database, study: str, models: Sequence[Model], top: int) -> Ensemble:
+    """At most `top` of the models, all of which have read validation."""
     rows = verifiers.rows_of(models[0], "validation")
     labels, questions = np.array([row.is_correct for row in rows]), groups(rows)
     left = [(model, verifiers.kept_log_odds(database, model, "validation")) for model in models]

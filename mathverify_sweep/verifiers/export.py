@@ -22,11 +22,12 @@ import numpy as np
 from mathverify_sweep import metrics
 from mathverify_sweep.data.rows import groups
 from mathverify_sweep.errors import DataError
+from mathverify_sweep.reports import lineage
 from mathverify_sweep.reports.models import Exported
 from mathverify_sweep.specs import Metrics, Split
 from mathverify_sweep.store import provenance, runs
 from mathverify_sweep.store.provenance import ExportRecord
-from mathverify_sweep.verifiers import card, lineage
+from mathverify_sweep.verifiers import card
 from mathverify_sweep.verifiers import verifier as verifiers
 from mathverify_sweep.verifiers.verifier import Model
 

@@ -11,6 +11,7 @@ The state of a gate is what the database has of its runs: the command is said ag
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from pydantic import ValidationError
 
 from mathverify_sweep import metrics
 from mathverify_sweep.config import PromotionConfig
@@ -32,12 +34,10 @@ from mathverify_sweep.store.runs import RunRecord
 from mathverify_sweep.study import plans, promotion
 from mathverify_sweep.study.study import StudyHandle
 from mathverify_sweep.verifiers import verifier as verifiers
-from mathverify_sweep.verifiers.verifier import Model, Verifier
+from mathverify_sweep.verifiers.verifier import Model, Place
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine as Database
-
-    from mathverify_sweep.training.judge import Judge
 
 FRESH_SEED = 1_000
 """Seeds of the runs begin here, on top of the study's: no trial has them."""
@@ -55,16 +55,6 @@ class _Runner:
     again: list[RunRecord] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a gate stands: the study's database and output folder, and what reads adapters."""
-
-    database: Database
-    output: Path
-    judge: Judge
-    now: datetime
-
-
 def spent(alpha: float, share: float) -> float:
     """Of `alpha`, what may have been spent at this share of the information: 2 - 2 Phi(z / sqrt(share)), with z the
     two-sided quantile of alpha. Lan and DeMets 1983, their alpha 1.
@@ -74,7 +64,7 @@ def spent(alpha: float, share: float) -> float:
     return float(2 * ndtr(-ndtri(1 - alpha / 2) / np.sqrt(share)))
 
 
-def gate(place: Place, study: StudyHandle, top: int) -> GateReport:
+def gate(place: Place, study: StudyHandle, top: int, now: datetime) -> GateReport:
     """As far as the finalists' runs have come; those that are missing are queued. Raises StudyError.
 
     Each look tests at what is newly spent, divided by the finalists that may be dropped: by the union bound the chance
@@ -88,7 +78,7 @@ def gate(place: Place, study: StudyHandle, top: int) -> GateReport:
         open_ones = [one for one in found if one.verdict == "open"]
         if len(open_ones) <= top:
             break
-        waiting = sum(not _trained_again(place, study, one, number) for one in open_ones)
+        waiting = sum(not _trained_again(place.database, study, one, number, now) for one in open_ones)
         if waiting:
             break
         _drop_failed(open_ones)
@@ -97,6 +87,22 @@ def gate(place: Place, study: StudyHandle, top: int) -> GateReport:
         _choose([one for one in found if one.verdict == "open"], top, bool(looks))
     told = tuple(_told(one) for one in found)
     return GateReport(study=study.config.study, top=top, waiting=waiting, looks=tuple(looks), finalists=told)
+
+
+def keep(found: GateReport, file: Path) -> None:
+    """For the study's page: it does not ask the gate, which would queue runs and read models."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
+    partial.write_text(found.model_dump_json(indent=1), encoding="utf-8")
+    partial.replace(file)
+
+
+def kept(file: Path) -> GateReport | None:
+    """What was kept last; None when nothing was, or by another version."""
+    try:
+        return GateReport.model_validate_json(file.read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None
 
 
 def finalists(database: Database, study: StudyHandle, top: int) -> list[_Runner]:
@@ -115,16 +121,16 @@ def finalists(database: Database, study: StudyHandle, top: int) -> list[_Runner]
     return [_Runner(number, _value(models[number])) for number in [*best[:top], *near][:most]]
 
 
-def _trained_again(place: Place, study: StudyHandle, one: _Runner, look: int) -> bool:
+def _trained_again(database: Database, study: StudyHandle, one: _Runner, look: int, now: datetime) -> bool:
     """Whether the run of this look has ended; it is queued when it is not there."""
     spec = promotion.spec_of(study, one.number)
     seed = study.config.training.seed + FRESH_SEED + look
     settings = PromotionConfig(plan="scratch", stages=(spec.train_rows,), seed=seed)
     stages = plans.plan(spec, spec.train_rows, settings)
     name = study.config.study
-    promotion_id, _ = promotions.record(place.database, name, one.number, settings.key, stages, place.now)
-    (record,) = (each for each in promotions.promotions(place.database, name) if each.promotion_id == promotion_id)
-    run = runs.get(place.database, record.run_ids[-1])
+    promotion_id, _ = promotions.record(database, name, one.number, settings.key, stages, now)
+    (record,) = (each for each in promotions.promotions(database, name) if each.promotion_id == promotion_id)
+    run = runs.get(database, record.run_ids[-1])
     if run.state in (RunState.WAITING, RunState.RUNNING):
         return False
     one.again.append(run)
@@ -146,7 +152,9 @@ def _look(place: Place, study: StudyHandle, open_ones: list[_Runner], number: in
     if not rows:
         raise StudyError("the study's data has no gate split, so finalists cannot be told apart. Set data.gate_share.")
     read = rows[: round(len(rows) * number / settings.looks)]
-    right = {each: _share_right(place, said, rows)[: len(read)] for each, said in models.items()}
+    unread = verifiers.unread(place.database, [model for several in models.values() for model in several], "gate")
+    verifiers.have_read(unread, "gate", place)
+    right = {each: _share_right(place.database, said, rows)[: len(read)] for each, said in models.items()}
     questions = groups(read)
     for one in open_ones:
         one.accuracy = float(right[one.number].mean())
@@ -180,12 +188,9 @@ def _choose(open_ones: list[_Runner], top: int, has_looked: bool) -> None:
             one.why = "not told apart from those before it by the last look; the lower accuracy on the gate"
 
 
-def _share_right(place: Place, models: Sequence[Model], rows: Sequence[Row]) -> Floats:
+def _share_right(database: Database, models: Sequence[Model], rows: Sequence[Row]) -> Floats:
     """Of each row the share of the models that are right, at log-odds 0."""
-    said = [
-        verifiers.split_log_odds(place.database, Verifier((model,), 0.0), "gate", place.output, place.judge)
-        for model in models
-    ]
+    said = [verifiers.kept_log_odds(database, model, "gate") for model in models]
     share: Floats = np.mean([_right(odds, rows) for odds in said], axis=0)
     return share
 

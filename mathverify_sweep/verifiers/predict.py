@@ -10,7 +10,7 @@ import csv
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,8 @@ from mathverify_sweep.data import read
 from mathverify_sweep.data.rows import Row, column_of, unlabelled_rows_of
 from mathverify_sweep.errors import DataError
 from mathverify_sweep.metrics import Floats
-from mathverify_sweep.verifiers.verifier import Verifier, require_judging
+from mathverify_sweep.verifiers import verifier as verifiers
+from mathverify_sweep.verifiers.verifier import Model, Verifier
 
 if TYPE_CHECKING:
     from mathverify_sweep.training.judge import Judge
@@ -46,7 +47,7 @@ def from_file(verifier: Verifier, file: str, id_column: str | None) -> Unlabelle
     Ids are a column's values; without `id_column` those of `id` or `ID` if there is one, else the numbers of the rows
     from 0. Raises DataError.
     """
-    require_judging(verifier.models[0], "asked for verdicts")
+    verifiers.require_judging(verifier.models[0], "asked for verdicts")
     table = read.read(file)
     rows = tuple(unlabelled_rows_of(table, verifier.spec.data.columns))
     if not rows:
@@ -63,7 +64,10 @@ def predict(verifier: Verifier, given: Unlabelled, target: Path, output: Path, j
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         journal.open()
-        odds: Floats = np.mean([_pass(n, verifier, given, journal, output, judge) for n in _numbers(verifier)], axis=0)
+        said: list[list[float]] = []
+        for models in verifiers.by_base(verifier.models):
+            said += _said(models, given, journal, output, judge)
+        odds: Floats = np.mean(said, axis=0)
         verdicts = odds >= verifier.threshold
         _write(target, given.ids, verdicts.tolist())
         journal.path.unlink()
@@ -72,22 +76,19 @@ def predict(verifier: Verifier, given: Unlabelled, target: Path, output: Path, j
     return int(verdicts.sum())
 
 
-def _numbers(verifier: Verifier) -> range:
-    return range(len(verifier.models))
-
-
-def _pass(
-    number: int, verifier: Verifier, given: Unlabelled, journal: _Journal, output: Path, judge: Judge
-) -> list[float]:
-    """The log-odds of all rows by one model; what is in the journal is not judged again."""
+def _said(
+    models: Sequence[Model], given: Unlabelled, journal: _Journal, output: Path, judge: Judge
+) -> list[list[float]]:
+    """The log-odds of all rows by each of the models, which share a base; what the journal has is not judged again."""
+    first = models[0].run.run_id
     starts = range(0, len(given.rows), CHUNK)
-    if any((number, start) not in journal.known for start in starts):
-        model = verifier.models[number]
-        with judge.reading(model.spec, model.adapter(output)) as score:
-            for start in starts:
-                if (number, start) not in journal.known:
-                    journal.add(number, start, score(given.rows[start : start + CHUNK]))
-    return [value for start in starts for value in journal.known[number, start]]
+    left = [start for start in starts if (first, start) not in journal.known]
+    if left:
+        score = judge.reader([model.trained(output) for model in models])
+        for start in left:
+            journal.add(first, start, score(given.rows[start : start + CHUNK]))
+    chunks = [journal.known[first, start] for start in starts]
+    return [[value for chunk in chunks for value in chunk[number]] for number in range(len(models))]
 
 
 class _Journal:
@@ -95,24 +96,24 @@ class _Journal:
 
     def __init__(self, path: Path, fingerprint: str) -> None:
         self.path, self._fingerprint = path, fingerprint
-        self.known: dict[tuple[int, int], list[float]] = {}
+        self.known: dict[tuple[str, int], list[list[float]]] = {}
 
     def open(self) -> None:
         """Take up what an earlier command has left, or begin."""
         lines = list(self._lines())
         if lines[:1] == [{"of": self._fingerprint}]:
-            self.known = {(line["model"], line["start"]): line["log_odds"] for line in lines[1:]}
+            self.known = {(line["first"], line["start"]): line["log_odds"] for line in lines[1:]}
         whole = [json.dumps({"of": self._fingerprint})]
-        whole += [_line(number, start, odds) for (number, start), odds in self.known.items()]
+        whole += [_line(first, start, odds) for (first, start), odds in self.known.items()]
         partial = self.path.with_name(self.path.name + ".new")
         partial.write_text("\n".join(whole) + "\n", encoding="utf-8")
         partial.replace(self.path)
 
-    def add(self, number: int, start: int, odds: list[float]) -> None:
-        """On the disk when it returns."""
-        self.known[number, start] = odds
+    def add(self, first: str, start: int, odds: list[list[float]]) -> None:
+        """On the disk when it returns. `first` of the models that share a base has the run id `first`."""
+        self.known[first, start] = odds
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(_line(number, start, odds) + "\n")
+            file.write(_line(first, start, odds) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
@@ -129,9 +130,9 @@ class _Journal:
                 return
 
 
-def _line(number: int, start: int, odds: list[float]) -> str:
+def _line(first: str, start: int, odds: list[list[float]]) -> str:
     """Python writes and reads floats without loss."""
-    return json.dumps({"model": number, "start": start, "log_odds": odds})
+    return json.dumps({"first": first, "start": start, "log_odds": odds})
 
 
 def _fingerprint(verifier: Verifier, given: Unlabelled) -> str:

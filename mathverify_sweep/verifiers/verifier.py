@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mathverify_sweep import metrics
+from mathverify_sweep import depot, metrics
 from mathverify_sweep.config import SweepConfig
 from mathverify_sweep.data import dataset
 from mathverify_sweep.data.rows import Row
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Engine as Database
 
     from mathverify_sweep.store.runs import RunRecord
-    from mathverify_sweep.training.judge import Judge
+    from mathverify_sweep.training.judge import Judge, Trained
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,17 @@ class Model:
 
     def adapter(self, output: Path) -> Path:
         """The folder of its adapter. Raises StudyError when it is not under this output folder."""
+        if self.result.adapter is not None:
+            depot.bring(output, output / self.result.adapter)
         if self.result.adapter is None or not (output / self.result.adapter).is_dir():
             raise StudyError(f"the adapter of run {self.run.run_id} is not under {output}. Give the worker's --output.")
         return output / self.result.adapter
+
+    def trained(self, output: Path) -> Trained:
+        """As `training.judge` wants it. Raises as `adapter`."""
+        from mathverify_sweep.training.judge import Trained  # imports torch: only when it is needed
+
+        return Trained(self.spec, self.adapter(output))
 
 
 @dataclass(frozen=True)
@@ -62,6 +70,15 @@ class Verifier:
     def run_ids(self) -> tuple[str, ...]:
         """Of its models, in order."""
         return tuple(model.run.run_id for model in self.models)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where models are: the study's database and output folder, and what reads their adapters."""
+
+    database: Database
+    output: Path
+    judge: Judge
 
 
 def find(database: Database, run_ids: Sequence[str]) -> Verifier:
@@ -130,23 +147,43 @@ def rows_of(model: Model, split: Split) -> tuple[Row, ...]:
 
 def split_log_odds(database: Database, verifier: Verifier, split: Split, output: Path, judge: Judge) -> Floats:
     """The verifier's log-odds on a split, in its order. Each model reads a split once: what it said is kept."""
-    rows = rows_of(verifier.models[0], split)
-    for each in verifier.models:
-        if runs.log_odds(database, each.run.run_id, split) is None:
-            with judge.reading(each.spec, each.adapter(output)) as score:
-                runs.save_log_odds(database, each.run.run_id, split, score(rows))
+    have_read(unread(database, verifier.models, split), split, Place(database, output, judge))
     odds: Floats = np.mean([kept_log_odds(database, each, split) for each in verifier.models], axis=0)
     return odds
 
 
 def row_log_odds(verifier: Verifier, rows: Sequence[Row], output: Path, judge: Judge) -> Floats:
-    """The verifier's log-odds of rows of any origin: one pass for each model, over one loaded base."""
-    passes: list[list[float]] = []
-    for each in verifier.models:
-        with judge.reading(each.spec, each.adapter(output)) as score:
-            passes.append(score(rows))
-    odds: Floats = np.mean(passes, axis=0)
+    """The verifier's log-odds of rows of any origin, those of models over one base in packed passes."""
+    said: list[list[float]] = []
+    for models in by_base(verifier.models):
+        said += judge.reader([each.trained(output) for each in models])(rows)
+    odds: Floats = np.mean(said, axis=0)
     return odds
+
+
+def by_base(models: Sequence[Model]) -> list[list[Model]]:
+    """The models by their base model: those of one are read together."""
+    found: list[list[Model]] = []
+    for each in models:
+        same = next((kin for kin in found if kin[0].spec.base_model == each.spec.base_model), None)
+        if same is None:
+            found.append([each])
+        else:
+            same.append(each)
+    return found
+
+
+def unread(database: Database, models: Sequence[Model], split: Split) -> list[Model]:
+    """Those of the models that have not read a split."""
+    return [each for each in models if runs.log_odds(database, each.run.run_id, split) is None]
+
+
+def have_read(models: Sequence[Model], split: Split, place: Place) -> None:
+    """Have the models read a split, and keep what they say there. Raises StudyError, DataError, ModelError."""
+    for kin in by_base(models):
+        score = place.judge.reader([each.trained(place.output) for each in kin])
+        for each, odds in zip(kin, score(rows_of(kin[0], split)), strict=True):
+            runs.save_log_odds(place.database, each.run.run_id, split, odds)
 
 
 def kept_log_odds(database: Database, model: Model, split: Split) -> Floats:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mathverify_sweep import metrics, paths
-from mathverify_sweep.errors import ModelError, StudyError
-from mathverify_sweep.specs import RunResult, RunSpec
-from mathverify_sweep.states import ENDINGS, RunState
+from mathverify_sweep import paths
+from mathverify_sweep.specs import RunSpec
+from mathverify_sweep.states import RunState
 from mathverify_sweep.store import runs
-from mathverify_sweep.store.leases import Expired
 from mathverify_sweep.store.runs import Claim, Point, RunRecord
 from mathverify_sweep.worker import gain
-from mathverify_sweep.worker.retry import next_attempt
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine as Database
@@ -26,7 +22,7 @@ class Ancestry:
     """`first_run_id`: the run's first attempt. `folders` and `points`: of its earlier attempts, the newest first.
 
     `trunk`: folders of the run that it goes on from. `started_from`: that run, or the best stage before it, whose
-    `start_adapter` it takes. `problem`: why the run cannot start at all. `unneeded`: why it need not.
+    `start_adapter` it takes. `unneeded`: why the run need not be trained.
     """
 
     first_run_id: str
@@ -35,8 +31,17 @@ class Ancestry:
     points: tuple[Point, ...] = ()
     started_from: str | None = None
     start_adapter: Path | None = None
-    problem: str | None = None
     unneeded: str | None = None
+
+    @property
+    def problem(self) -> str | None:
+        """Why the run cannot start on this machine at all."""
+        if self.start_adapter is None or self.start_adapter.is_dir():
+            return None
+        return (
+            f"it starts from the adapter of run {self.started_from}, which is not at {self.start_adapter}. Give all "
+            "workers of a study the same --output: a folder on a shared file system, or a URL."
+        )
 
     def drawn(self, objective: str) -> list[tuple[int, dict[str, float]]]:
         """The points of earlier attempts as they are drawn."""
@@ -58,53 +63,23 @@ def ancestry(database: Database, claim: Claim, spec: RunSpec, output: Path) -> A
         started_from=spec.goes_on_from,
         unneeded=gain.unneeded(database, claim, spec),
     )
-    try:
-        best = best_adapter(database, spec, output)
-    except ModelError as error:
-        return Ancestry(found.first_run_id, problem=str(error))
+    best = best_adapter(database, spec, output)
     if best is None:
         return found
     return replace(found, started_from=best[0], start_adapter=best[1])
 
 
-def has_ended_for_good(database: Database, run_id: str) -> bool:
-    """Whether a run has ended and no attempt follows it. Raises StorageError."""
-    try:
-        run = runs.get(database, run_id)
-    except StudyError:  # the database was restored: who knows
-        return False
-    if run.end_reason is None or run.spec is None:
-        return False
-    result = run.result or RunResult(end_reason=run.end_reason)
-    return next_attempt(run.spec, result, run.failures + ENDINGS[run.end_reason].is_failure) is None
-
-
-def drop_checkpoints_of_expired(database: Database, expired: Expired, output: Path) -> None:
-    """Those of all attempts of a run, if it expired for good: its own worker is not there to do it."""
-    if expired.next_run_id is None and expired.trial_number is not None:
-        for folder in _folders(_earlier_attempts(database, expired.run_id), output):
-            shutil.rmtree(paths.checkpoints_folder(folder), ignore_errors=True)
-
-
 def best_adapter(database: Database, spec: RunSpec, output: Path) -> tuple[str, Path] | None:
-    """The run id and adapter folder of the best finished run among `spec.start_from`; None when there is none yet.
-
-    Raises ModelError when the folder is not on this machine.
+    """The run id and adapter folder of the finished run among `spec.start_from` that the spec starts from: the best, or
+    the last that stands. None when there is none yet.
     """
     finished = [run for run in (runs.get(database, run_id) for run_id in spec.start_from) if _is_start(run)]
     if not finished:
         return None
-    sign = 1 if metrics.higher_is_better(spec.objective) else -1
-    best = max(finished, key=lambda run: sign * _value(run))
+    best = gain.last_that_stands(database, spec, finished) if spec.goes_back else gain.best_of(spec, finished)
     assert best.result is not None
     assert best.result.adapter is not None
-    folder = output / best.result.adapter
-    if not folder.is_dir():
-        raise ModelError(
-            f"stage {spec.stage} starts from the adapter of run {best.run_id}, which is not at {folder}. "
-            "Give all workers of a study the same --output on a shared file system."
-        )
-    return best.run_id, folder
+    return best.run_id, output / best.result.adapter
 
 
 def _earlier_attempts(database: Database, run_id: str | None) -> list[RunRecord]:
@@ -125,9 +100,3 @@ def _folders(attempts: list[RunRecord], output: Path) -> tuple[Path, ...]:
 
 def _is_start(run: RunRecord) -> bool:
     return run.state is RunState.COMPLETE and run.result is not None and run.result.adapter is not None
-
-
-def _value(run: RunRecord) -> float:
-    assert run.result is not None
-    assert run.result.value is not None
-    return run.result.value

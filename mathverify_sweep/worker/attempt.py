@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +15,6 @@ from mathverify_sweep.store.runs import Claim
 from mathverify_sweep.tracking import TrackedRun
 from mathverify_sweep.worker import messages
 from mathverify_sweep.worker.ancestry import Ancestry
-from mathverify_sweep.worker.news import Lost
 from mathverify_sweep.worker.outbox import Finished, Held, Logged, Reported
 from mathverify_sweep.worker.retry import next_attempt
 
@@ -23,7 +23,7 @@ from mathverify_sweep.worker.retry import next_attempt
 class Attempt:
     """A claimed run on its way through the engine. `asked`: the rows seen and the time of the report that waits.
 
-    `lost`: the news that it is no longer this worker's.
+    `is_lost`: it is no longer this worker's. `brought`: done when what it goes on from is on this machine.
     """
 
     claim: Claim
@@ -32,7 +32,8 @@ class Attempt:
     folder: Path
     tracked: TrackedRun
     asked: tuple[int, float] | None = None
-    lost: Lost | None = None
+    is_lost: bool = False
+    brought: Future[None] = field(default_factory=Future)
     held: Held = field(init=False)
 
     def __post_init__(self) -> None:
@@ -103,10 +104,3 @@ class Attempt:
         for folder in self.ancestry.folders:
             for picture in paths.offline_wandb_runs(folder):
                 shutil.rmtree(picture, ignore_errors=True)
-
-    def drop_checkpoints(self) -> None:
-        """Those of a run that has ended for good, and of its earlier attempts, unless others are to go on from them."""
-        if self.spec.leaves_state:
-            return
-        for folder in (self.folder, *self.ancestry.folders):
-            shutil.rmtree(paths.checkpoints_folder(folder), ignore_errors=True)

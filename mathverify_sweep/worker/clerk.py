@@ -27,7 +27,7 @@ from mathverify_sweep.states import EndReason
 from mathverify_sweep.store import database as store
 from mathverify_sweep.store import leases, runs, speeds, studies, suspicion
 from mathverify_sweep.store.runs import Claim, WorkerIdentity
-from mathverify_sweep.worker import ancestry, claims, outbox, saying
+from mathverify_sweep.worker import claims, outbox, retention, saying
 from mathverify_sweep.worker.news import Failed, Lost, News, Over, Ruled
 from mathverify_sweep.worker.outbox import Entry, Finished, Held, Logged, Outbox, Reported
 
@@ -186,10 +186,9 @@ class Clerk:
 
     def _lose(self, run_id: str) -> None:
         if run_id in self._held:
-            for_good = ancestry.has_ended_for_good(self._database, run_id)
             del self._held[run_id]
             log.warning("run %s: the lease is lost or was taken back; ending it here", run_id)
-            self._tell(Lost(run_id, for_good))
+            self._tell(Lost(run_id))
 
     def _empty(self, box: Outbox) -> None:
         while first := box.first():
@@ -219,7 +218,8 @@ class Clerk:
             expired = leases.expire(self._database, observed, _now())
             if expired is not None:
                 log.warning("run %s expired: its worker was not heard of for two lease periods", observed.run_id)
-                ancestry.drop_checkpoints_of_expired(self._database, expired, self._options.output)
+                if expired.trial_number is not None:
+                    retention.tidy(self._database, self._name, expired.trial_number, self._options.output)
         for number in self._study.reconcile(time.monotonic(), 2 * self._options.lease_seconds):
             log.warning("trial %d was RUNNING in Optuna though its last run has ended: told so", number)
 

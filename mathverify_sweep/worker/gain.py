@@ -1,12 +1,17 @@
-"""Whether a stage is worth training: not when the one before it is known to have brought too little on validation."""
+"""What is known on validation of the stages of a promotion: whether the next one is worth training, and what it begins
+with.
+"""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from mathverify_sweep import metrics
 from mathverify_sweep.data import dataset
+from mathverify_sweep.metrics import Interval
 from mathverify_sweep.resampling import paired_difference
 from mathverify_sweep.specs import DataSpec, RunSpec
 from mathverify_sweep.states import RunState
@@ -15,6 +20,8 @@ from mathverify_sweep.store.runs import Claim, RunRecord
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine as Database
+
+log = logging.getLogger(__name__)
 
 
 def unneeded(database: Database, claim: Claim, spec: RunSpec) -> str | None:
@@ -29,19 +36,50 @@ def unneeded(database: Database, claim: Claim, spec: RunSpec) -> str | None:
     before = _finished_before(database, claim, spec)
     if len(before) < 2:
         return None
+    last, best = before[-1], best_of(spec, before[:-1])
+    found = _gain(database, spec, last, best)
+    if found is None or found.high >= spec.least_gain:
+        return None
+    return f"not needed: {_told(last, best, found)}, below promotion.least_gain = {spec.least_gain:g}"
+
+
+def last_that_stands(database: Database, spec: RunSpec, finished: Sequence[RunRecord]) -> RunRecord:
+    """Of finished stages, in order, the last one; the best before it when the last is known to have made it worse.
+
+    Known is what the whole 95 % interval of the paired difference says, so a stage that only seems worse stands.
+    """
+    last = finished[-1]
+    if len(finished) == 1:
+        return last
+    best = best_of(spec, finished[:-1])
+    found = _gain(database, spec, last, best)
+    if found is None or found.high >= 0:
+        return last
+    log.info("stage %s goes back to stage %s: %s", spec.stage, best.stage, _told(last, best, found))
+    return best
+
+
+def best_of(spec: RunSpec, finished: Sequence[RunRecord]) -> RunRecord:
+    """By the objective on validation; of equals, the first."""
     sign = 1 if metrics.higher_is_better(spec.objective) else -1
-    last, best = before[-1], max(before[:-1], key=lambda run: sign * _value(run))
+    return max(finished, key=lambda run: sign * _value(run))
+
+
+def _gain(database: Database, spec: RunSpec, last: RunRecord, best: RunRecord) -> Interval | None:
+    """Of one finished run over another; None when it cannot be told: predictions of an older version, or other data on
+    this machine, which the engine says.
+    """
     odds = [runs.log_odds(database, run.run_id, "validation") for run in (last, best)]
     labels, questions = _validation(spec.data)
     if odds[0] is None or odds[1] is None or len(odds[0]) != len(labels):
-        return None  # of an older version, or this machine's data is another: the engine says so
-    found = paired_difference(odds[0], odds[1], labels, questions)
-    if found.high >= spec.least_gain:
         return None
+    return paired_difference(odds[0], odds[1], labels, questions)
+
+
+def _told(last: RunRecord, best: RunRecord, found: Interval) -> str:
     return (
-        f"not needed: stage {last.stage} brought {100 * found.estimate:+.2f} points "
-        f"[{100 * found.low:+.2f}, {100 * found.high:+.2f}] over stage {best.stage}, "
-        f"below promotion.least_gain = {spec.least_gain:g}"
+        f"stage {last.stage} brought {100 * found.estimate:+.2f} points "
+        f"[{100 * found.low:+.2f}, {100 * found.high:+.2f}] over stage {best.stage}"
     )
 
 

@@ -23,6 +23,7 @@ from mathverify_sweep.store.runs import WorkerIdentity
 from mathverify_sweep.tracking import Tracker, TrackingSettings
 from mathverify_sweep.worker import measuring
 from mathverify_sweep.worker.attempt import Attempt
+from mathverify_sweep.worker.carrier import Carrier
 from mathverify_sweep.worker.clerk import Clerk, ClerkOptions
 from mathverify_sweep.worker.devices import Device
 from mathverify_sweep.worker.engine import Engine, EngineDied, EngineOptions
@@ -91,6 +92,7 @@ class Worker:
         told = (options.output, options.lease_seconds, options.until_idle, options.trust_gpu, rates)
         self._clerk = Clerk(database, study, self._identity, ClerkOptions(*told))
         tracking = study.config.tracking
+        self._carrier = Carrier(options.output)
         self._tracker = Tracker(TrackingSettings(tracking.wandb, tracking.project, tracking.entity))
         self._engine: Engine | None = None
         self._replace_engine = False
@@ -182,7 +184,7 @@ class Worker:
         elif isinstance(news, Ruled):
             self._answer(news.run_id, news.rows_seen, news.verdict)
         elif isinstance(news, Lost):
-            self._lose(news)
+            self._lose(news.run_id)
         elif isinstance(news, Over):
             self._is_asking = False
             self._over = news
@@ -212,14 +214,15 @@ class Worker:
         tracked = self._tracker.start(ancestry.first_run_id, spec, folder, ancestry.drawn(spec.objective))
         attempt = Attempt(claim, spec, ancestry, folder, tracked)
         attempt.drop_earlier_pictures()
+        attempt.brought = self._carrier.bring((*ancestry.folders, *ancestry.trunk), ancestry.start_adapter)
         self._attempts[claim.run_id] = attempt
         return attempt
 
     def _begin_held_back(self) -> None:
         """Runs that share an engine share its base model; one with another begins when the others have ended."""
         attempt = self._held_back
-        others = [other for other in self._attempts.values() if other is not attempt]
-        if attempt and all(other.spec.base_model == attempt.spec.base_model for other in others):
+        base_models = {other.spec.base_model for other in self._attempts.values()}
+        if attempt and attempt.brought.done() and base_models == {attempt.spec.base_model}:
             self._held_back = None
             self._begin(attempt)
 
@@ -236,10 +239,11 @@ class Worker:
         self._heard_at = time.monotonic()
         assert self._engine is not None
         self._engine.send(attempt.order(self._options.checkpoint_seconds))
+        self._carrier.follow(attempt.folder)
 
     def _await_verdict(self, attempt: Attempt, message: Reported) -> None:
         attempt.asked = (message.rows_seen, time.monotonic())
-        if attempt.spec.stage is not None or self._clerk.is_away or attempt.lost or self._is_handing_back:
+        if attempt.spec.stage is not None or self._clerk.is_away or attempt.is_lost or self._is_handing_back:
             self._answer(attempt.claim.run_id, message.rows_seen, Verdict.CONTINUE)
 
     def _answer(self, run_id: str, rows_seen: int, verdict: Verdict) -> None:
@@ -250,20 +254,17 @@ class Worker:
             assert self._engine is not None
             self._engine.send(Answer(run_id=run_id, verdict=verdict))
 
-    def _lose(self, lost: Lost) -> None:
-        attempt = self._attempts.get(lost.run_id)
+    def _lose(self, run_id: str) -> None:
+        attempt = self._attempts.get(run_id)
         if attempt is not None:
-            attempt.lost = lost
+            attempt.is_lost = True
             self._interrupt(attempt, EndReason.LEASE_EXPIRED)
 
     def _end(self, run_id: str, result: RunResult) -> None:
         """A run has ended: in its row, in Optuna and in W&B. One whose lease was lost leaves a late result at most."""
         attempt = self._attempts.pop(run_id)
-        entry = attempt.finished(result, self._options.output)
-        if not (attempt.lost and result.end_reason is EndReason.LEASE_EXPIRED):
-            self._clerk.say(entry)
-        if attempt.lost.for_good if attempt.lost else entry.retry is None:
-            attempt.drop_checkpoints()
+        self._carrier.deliver(attempt.folder)  # first: who hears that it has ended looks for what it has left
+        self._clerk.say(attempt.finished(result, self._options.output))
         score = "" if result.value is None else f" with {result.value:.4f} after {result.rows_seen} rows"
         log.info("%s ended %s%s", attempt.title, result.end_reason, score)
         if result.end_reason is EndReason.CRASHED:
@@ -324,6 +325,7 @@ class Worker:
         """Hand back what is held, with a checkpoint where the engine writes one in time, and tell the database."""
         log.info("handing back what is held: %s", why)
         self._is_handing_back = True
+        deadline = self._carrier.hurry(HAND_BACK_SECONDS)
         self._clerk.ask_for_nothing()
         while (news := self._clerk.next_news()) is not None:
             if isinstance(news, Claimed):
@@ -332,7 +334,7 @@ class Worker:
             self._end(self._held_back.claim.run_id, RunResult(end_reason=EndReason.PREEMPTED, message=why))
             self._held_back = None
         try:
-            self._have_checkpoints_written()
+            self._have_checkpoints_written(deadline)
         except EngineDied as died:
             log.error("%s", died)
         self._end_engine()
@@ -340,8 +342,7 @@ class Worker:
         if not self._clerk.close(LAST_WORDS_SECONDS):
             log.warning("what the database could not be told is kept in %s; the next worker says it", self._clerk.file)
 
-    def _have_checkpoints_written(self) -> None:
-        deadline = time.monotonic() + HAND_BACK_SECONDS
+    def _have_checkpoints_written(self, deadline: float) -> None:
         for attempt in self._attempts.values():
             self._interrupt(attempt, EndReason.PREEMPTED)
         while self._attempts and self._engine is not None and time.monotonic() < deadline:

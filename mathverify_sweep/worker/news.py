@@ -30,13 +30,9 @@ class Ruled:
 
 @dataclass(frozen=True)
 class Lost:
-    """The run is no longer this worker's: it is to be ended, and nothing of it is written any more.
-
-    `for_good`: nobody else goes on with it.
-    """
+    """The run is no longer this worker's: it is to be ended, and nothing of it is written any more."""
 
     run_id: str
-    for_good: bool
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from mathverify_sweep.specs import RunResult
 from mathverify_sweep.states import EndReason, Verdict
 from mathverify_sweep.store import runs, studies, suspicion
 from mathverify_sweep.store.runs import Point
+from mathverify_sweep.worker import retention
 from mathverify_sweep.worker.outbox import Entry, Finished, Held, Logged, Reported
 
 if TYPE_CHECKING:
@@ -59,14 +60,17 @@ def _say_end(database: Database, study: StudyHandle, output: Path, entry: Finish
     held, result = entry.held, entry.result
     taken = runs.finish(database, held.claim(), result, entry.at, entry.retry) or _is_ended(database, entry)
     if not taken:
-        if runs.keep_late(database, held.claim(), result):
+        # Who only stopped because its lease was lost has nothing to keep.
+        if result.end_reason is not EndReason.LEASE_EXPIRED and runs.keep_late(database, held.claim(), result):
             log.warning("run %s ended %s too late: the lease was lost", held.run_id, result.end_reason)
+        retention.tidy(database, study.config.study, held.trial_number, output)
         return False
     if entry.tells:
         run = runs.get(database, held.run_id)
         points = runs.points(database, held.run_id)
         study.show(run, points, entry.link, paths.artifacts_folder(output))
         study.tell(held.trial_number, result, held.run_id)
+    retention.tidy(database, study.config.study, held.trial_number, output)
     if result.end_reason is EndReason.CRASHED:
         _suspect(database, study.config.study, result)
     return True

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 import torch
 
+from mathverify_sweep.data import dataset
 from mathverify_sweep.states import EndReason
 from mathverify_sweep.training.engine import PackedEngine
+from mathverify_sweep.training.judge import Judge, Trained
 from mathverify_sweep.training.order import Order
 from mathverify_sweep.training.packed import graphs
 from mathverify_sweep.training.packed.model import PackedModel
@@ -229,3 +231,18 @@ def test_a_token_budget_is_measured_once_and_remembered(
     monkeypatch.setattr(PackedModel, "train", lambda model, shares: passes.append(1) or train(model, shares))
     assert trained(PackedEngine("cuda:0"), spec, tmp_path / "b", Recorder()).micro_batch_tokens == first >= 128
     assert len(passes) == 1
+
+
+def test_adapters_judged_in_one_pass_say_what_each_says_alone(
+    place: Place, engine: PackedEngine, tmp_path: Path
+) -> None:
+    """Ranks of three paddings, by recorded passes; the base model's own noise of bfloat16 is a few hundredths."""
+    members = []
+    for i, kind in enumerate(KINDS):
+        spec = place.spec(params={**kind, "learning_rate": 3e-3}, quantization="nf4", seed=i)
+        trained(engine, spec, tmp_path / str(i), Recorder())
+        members.append(Trained(spec, tmp_path / str(i) / "adapter"))
+    rows = dataset.load(place.data).validation
+    judge = Judge("cuda:0")
+    for said, member in zip(judge.reader(members)(rows), members, strict=True):
+        assert said == pytest.approx(judge.reader([member])(rows)[0], abs=0.2)

@@ -11,9 +11,13 @@ from pathlib import Path
 import pytest
 from sqlalchemy.engine import Engine
 
+from mathverify_sweep import paths
 from mathverify_sweep.reports import figures, html, rows
+from mathverify_sweep.reports.models import Finalist, GateLook, GateReport
+from mathverify_sweep.specs import SliceFigures
 from mathverify_sweep.store import studies
 from mathverify_sweep.store.database import connect, upgrade
+from mathverify_sweep.verifiers import gate
 from tests.example_study import NAME, Player, empty, example_database
 
 NOW = datetime(2026, 3, 2, 12, 30, tzinfo=UTC)
@@ -118,3 +122,65 @@ def test_slices_offer_every_parameter_and_scale_each_axis(database: Engine) -> N
     assert [button.label for button in buttons] == ["learning rate", "lora r", "lr scheduler type", "lr decay share"]
     assert [button.args[1]["xaxis.type"] for button in buttons] == ["log", "linear", "category", "linear"]
     assert all(sum(button.args[0]["visible"]) == len(figures.ENDED_FIRST) for button in buttons)
+
+
+def test_what_is_kept_of_a_slice_is_drawn_from_the_second_look_on(database: Engine) -> None:
+    report = rows.status(database, NAME)
+    assert figures.forgetting(report) is None
+    (row,) = report.promotions
+    ends = (0, 1_000, 2_000, 4_000)
+    stages = []
+    for number, stage in enumerate(row.stages, 1):
+        looks = [
+            SliceFigures(
+                first_row=ends[n],
+                end_row=ends[n + 1],
+                met_rows=200,
+                met_accuracy=0.9 - 0.1 * (number - n),
+                held_back_rows=50,
+                held_back_accuracy=0.7,
+            )
+            for n in range(number)
+        ]
+        stages.append(stage.model_copy(update={"slices": tuple(looks)}))
+    changed = report.model_copy(update={"promotions": (row.model_copy(update={"stages": tuple(stages)}),)})
+    panel = figures.forgetting(changed)
+    assert panel is not None
+    first, second = panel.figure.data
+    assert first.name == "trial 0 cumulative, rows 0 to 1,000"
+    assert list(first.x) == ["1", "2", "3"]
+    assert list(first.y) == pytest.approx([0.8, 0.7, 0.6])
+    assert (list(second.x), second.text[0]) == (["2", "3"], "held back: 0.7000")
+    assert changed.model_dump(mode="json")["promotions"][0]["stages"][2]["slices"][0]["met_rows"] == 200
+
+
+def test_the_page_tells_where_promoted_runs_come_from_and_what_the_gate_decided(
+    database: Engine, tmp_path: Path
+) -> None:
+    report = rows.status(database, NAME)
+    last = max(report.promotions[0].stages, key=lambda stage: stage.value or 0)
+    finalists = (
+        Finalist(
+            trial_number=0, value=0.9, verdict="chosen", why="the higher <accuracy>", accuracy=0.8, run_ids=("a",)
+        ),
+        Finalist(trial_number=3, value=0.89, verdict="dropped", why="look 1: 4.00 points behind", accuracy=0.76),
+    )
+    look = GateLook(number=1, rows=300, questions=200, level=0.01, p_values={3: 0.002})
+    decided = GateReport(study=NAME, top=1, waiting=0, looks=(look,), finalists=finalists)
+    gate.keep(decided, paths.gate_file(tmp_path, NAME))
+    assert gate.kept(paths.gate_file(tmp_path, NAME)) == decided
+
+    html.write(database, NAME, tmp_path / "report.html", NOW, decided)
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "the higher &lt;accuracy&gt;" in text
+    assert "look 1: 4.00 points behind" in text
+    assert "Look 1: 300 rows of 200 questions, dropped up to p = 0.01; p-values: trial 3 0.002." in text
+    assert f"<summary>trial 0 cumulative, stage {last.name}: run {last.run_id}</summary>" in text
+    assert f"mvsweep lineage {last.run_id} --sweep-file again.yaml" in text
+    assert "<h2>Gate</h2>" not in written(database, tmp_path / "without.html")
+
+
+def test_a_gate_file_of_another_version_is_left_out(tmp_path: Path) -> None:
+    assert gate.kept(tmp_path / "gate.json") is None
+    (tmp_path / "gate.json").write_text('{"study": 1}')
+    assert gate.kept(tmp_path / "gate.json") is None

@@ -44,8 +44,9 @@ def test_a_space_without_axes_has_one_setting() -> None:
 
 
 def test_without_a_pruner_every_trial_trains_all_its_rows() -> None:
-    found = expected.pruned(config(type="none"))
-    assert found == expected.unpruned(config(type="none")) == expected.Trials(310_000, 0, 31)
+    silent, told = config(type="none", min_rows=None), config(type="none")
+    assert expected.pruned(silent) == expected.unpruned(silent) == expected.Trials(310_000, 0, 31)
+    assert expected.pruned(told) == expected.unpruned(told) == expected.Trials(310_000, 31 * 3, 31)
 
 
 def test_at_the_first_rung_trials_are_pruned_as_often_as_the_rule_of_asha_says() -> None:

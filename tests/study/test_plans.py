@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from mathverify_sweep.config import PromotionConfig
 from mathverify_sweep.data.encode import EncodedRow
@@ -190,3 +191,40 @@ def _spec(batch: int) -> RunSpec:
     return RunSpec.model_validate(
         {"study_name": "s", "trial_number": 0, "data_fingerprint": "f", "train_rows": 100, **empty}
     )
+
+
+@pytest.mark.parametrize(
+    ("plan", "expected"),
+    [
+        ("cumulative", [(100,), (100, 250), (100, 250, 400)]),
+        ("sequential", [(100,), (100, 250), (100, 250, 400)]),
+        ("scratch", [(100, 250, 400)]),
+        ("trunk", [(), (100,), (), (100, 250), (), (100, 250, 400)]),
+    ],
+)
+def test_every_stage_is_read_on_all_slices_up_to_its_own(
+    spec: RunSpec, plan: str, expected: list[tuple[int, ...]]
+) -> None:
+    settings = PromotionConfig.model_validate({"plan": plan, "stages": [100, 250, "all"], "slice_rows": 50})
+    stages = plans.plan(spec, 400, settings)
+    assert [stage.spec.slices for stage in stages] == expected
+    assert {stage.spec.slice_rows for stage in stages} == {50}
+
+
+def test_slices_of_rounds_end_where_rounds_end(spec: RunSpec) -> None:
+    rounds = [{"steps": 5}, {"steps": 5}, {"rows": 400}]
+    settings = PromotionConfig.model_validate({"plan": "rounds", "rounds": rounds})
+    batch = spec.params.effective_batch_size
+    found = [stage.spec.slices for stage in plans.plan(spec, 400, settings)]
+    assert found == [(5 * batch,), (5 * batch, 10 * batch), (5 * batch, 10 * batch, 400)]
+
+
+def test_stages_that_may_be_taken_back_know_all_stages_before_them(spec: RunSpec) -> None:
+    for go_back, expected in ((False, [(), (0,), (1,)]), (True, [(), (0,), (0, 1)])):
+        settings = PromotionConfig.model_validate({"plan": "sequential", "stages": [100, 200, 300], "go_back": go_back})
+        stages = plans.plan(spec, 300, settings)
+        assert [stage.start_from for stage in stages] == expected
+        assert [stage.spec.goes_back for stage in stages] == [False, go_back, go_back]
+    for wrong in ({"plan": "cumulative"}, {"plan": "replay", "least_gain": 0.01}):
+        with pytest.raises(ValidationError, match="go_back"):
+            PromotionConfig.model_validate({**wrong, "go_back": True})

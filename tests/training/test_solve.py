@@ -15,6 +15,7 @@ from mathverify_sweep.specs import RunSpec
 from mathverify_sweep.states import EndReason
 from mathverify_sweep.training import solve
 from mathverify_sweep.training.engine import PackedEngine
+from mathverify_sweep.training.judge import Judge, Trained
 from mathverify_sweep.training.material import Library
 from mathverify_sweep.training.reference import ReferenceEngine
 from tests.training.packed.company import adapter_of, largest_difference
@@ -63,7 +64,7 @@ def test_a_row_is_solved_when_what_is_written_arrives_at_its_answer(
     assert material.answers is not None
     told = {at: f"so {answer}" if at % 2 else "no" for at, answer in enumerate(material.answers)}
     monkeypatch.setattr(solve, "_written", lambda _base, _model, rows, _how: [told[row.index] for row in rows])
-    found = material.log_odds(material.base.model, 7)
+    found = material.log_odds(material.base.model, material.first(7), 7)
     assert list(found) == [-1, 1, -1, 1, -1, 1, -1]
 
 
@@ -86,6 +87,40 @@ def test_a_run_that_solves_ends_with_pass_at_1_and_an_adapter(place: Place, tmp_
     assert result.value == result.metrics.accuracy == result.metrics.accuracy_at_threshold
     assert set(result.log_odds) <= {-1.0, 1.0}
     assert result.metrics.threshold == 0
+
+
+def test_a_stage_that_solves_is_read_on_its_held_back_rows_and_on_none_that_it_was_trained_on(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = solving(place, slices=(12, 24), slice_rows=8)
+    answers = Library(CPU).material(spec).answers
+    assert answers is not None
+    told = {at: answer if at % 3 else "none" for at, answer in enumerate(answers)}
+    monkeypatch.setattr(solve, "_written", lambda _base, _model, rows, _how: [told[row.index] for row in rows])
+    result = trained(ReferenceEngine("cpu"), spec, tmp_path, Recorder())
+    assert [(found.met_rows, found.met_accuracy) for found in result.slices] == [(0, None), (0, None)]
+    at = 0
+    for found in result.slices:
+        places = range(at, at := at + found.held_back_rows)
+        assert found.held_back_accuracy == pytest.approx(sum(place % 3 > 0 for place in places) / len(places))
+
+
+def test_a_judge_says_of_validation_what_a_run_that_solves_has_said(place: Place, tmp_path: Path) -> None:
+    specs = [solving(place, seed=seed) for seed in (0, 1)]
+    folders = [tmp_path / str(spec.seed) for spec in specs]
+    engine = ReferenceEngine("cpu")
+    expected = [trained(engine, spec, folder, Recorder()).log_odds for spec, folder in zip(specs, folders, strict=True)]
+    members = [Trained(spec, folder / "adapter") for spec, folder in zip(specs, folders, strict=True)]
+    said = Judge("cpu").reader(members)(dataset.load(specs[0].data).validation)
+    assert [tuple(each) for each in said] == expected
+
+
+def test_a_run_that_solves_gets_no_slot_beside_one_that_judges_on_the_same_base(place: Place, tmp_path: Path) -> None:
+    engine = PackedEngine("cpu")
+    trained(engine, place.spec(train_rows=8), tmp_path / "judges", Recorder())
+    result = trained(engine, solving(place), tmp_path / "solves", Recorder())
+    assert result.end_reason is EndReason.CRASHED
+    assert "Use the reference engine" in result.message
 
 
 def test_a_template_of_ones_own_asks_for_the_question_alone(place: Place, tmp_path: Path) -> None:

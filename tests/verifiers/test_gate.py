@@ -27,6 +27,7 @@ from mathverify_sweep.store import runs
 from mathverify_sweep.store.runs import Claim, WorkerIdentity
 from mathverify_sweep.study.study import StudyHandle, create, open_study
 from mathverify_sweep.verifiers import gate as page
+from mathverify_sweep.verifiers import verifier
 
 NOW = datetime(2026, 3, 2, tzinfo=UTC)
 ME = WorkerIdentity("w", "host", 1, "cpu")
@@ -45,7 +46,7 @@ class Played:
     def __init__(self, database: Engine, handle: StudyHandle, output: Path) -> None:
         self.database, self.handle = database, handle
         self.data = dataset.load(handle.config.data_spec)
-        self.place = page.Place(database, output, cast(Any, None), NOW)
+        self.place = verifier.Place(database, output, cast(Any, None))
         self.dice = np.random.default_rng(0)
 
     def odds(self, rows: tuple[Row, ...], ability: float) -> np.ndarray:
@@ -89,7 +90,7 @@ class Played:
 
     def through(self, abilities: Mapping[int, float], top: int = 1) -> page.GateReport:
         """Said again until it has chosen, as its user would."""
-        while (report := page.gate(self.place, self.handle, top)).waiting:
+        while (report := page.gate(self.place, self.handle, top, NOW)).waiting:
             assert self.train_what_waits(abilities) == report.waiting
         return report
 
@@ -106,7 +107,7 @@ def played(engine: Engine, tmp_path: Path) -> Iterator[Played]:
 def test_a_trial_ahead_beyond_the_noise_of_validation_is_chosen_without_another_run(played: Played) -> None:
     for ability in (0.6, 0.95, 0.7):
         played.trial(ability)
-    report = page.gate(played.place, played.handle, 1)
+    report = page.gate(played.place, played.handle, 1, NOW)
     (one,) = report.finalists
     assert (one.trial_number, one.verdict, report.waiting, report.looks) == (1, "chosen", 0, ())
     assert one.why == "ahead of all others beyond the noise of validation"
@@ -116,7 +117,7 @@ def test_a_trial_ahead_beyond_the_noise_of_validation_is_chosen_without_another_
 def test_the_lucky_one_is_found_out_on_the_gate_and_costs_no_further_runs(played: Played) -> None:
     for ability in (0.80, 0.80, 0.80):
         played.trial(ability)
-    lucky = page.gate(played.place, played.handle, 1).finalists[0].trial_number
+    lucky = page.gate(played.place, played.handle, 1, NOW).finalists[0].trial_number
     others = [number for number in range(3) if number != lucky]
     report = played.through({lucky: 0.6, others[0]: 0.85, others[1]: 0.84})
     verdicts = {one.trial_number: one for one in report.finalists}
@@ -143,7 +144,7 @@ def test_equals_are_chosen_by_the_gate_after_all_looks_and_that_is_said(played: 
     assert all("not told apart" in one.why for one in report.finalists)
     seeds = {runs.get(played.database, run_id).spec.seed for run_id in chosen[0].run_ids}  # type: ignore[union-attr]
     assert seeds == {1001, 1002, 1003}
-    assert page.gate(played.place, played.handle, 2) == report, "said again, it changes nothing"
+    assert page.gate(played.place, played.handle, 2, NOW) == report, "said again, it changes nothing"
     assert runs.claim_waiting(played.database, "s", ME, NOW) is None
 
 
@@ -151,13 +152,13 @@ def test_equals_are_chosen_by_the_gate_after_all_looks_and_that_is_said(played: 
 def test_a_finalist_whose_further_run_fails_is_dropped(played: Played) -> None:
     for _ in range(2):
         played.trial(0.8)
-    report = page.gate(played.place, played.handle, 1)
+    report = page.gate(played.place, played.handle, 1, NOW)
     assert report.waiting == 2
     claim = runs.claim_waiting(played.database, "s", ME, NOW)
     assert claim is not None
     runs.finish(played.database, claim, RunResult(end_reason=EndReason.DIVERGED), NOW)
     played.train_what_waits(dict.fromkeys(range(2), 0.8))
-    verdicts = {one.trial_number: one for one in page.gate(played.place, played.handle, 1).finalists}
+    verdicts = {one.trial_number: one for one in page.gate(played.place, played.handle, 1, NOW).finalists}
     assert verdicts[claim.trial_number or 0].why == "trained again with another seed it ended diverged"
 
 
@@ -166,7 +167,7 @@ def test_more_cannot_be_chosen_than_there_are_finalists(played: Played) -> None:
     for _ in range(4):
         played.trial(0.8)
     with pytest.raises(StudyError, match=r"gate\.finalists must be at least the 4"):
-        page.gate(played.place, played.handle, 4)
+        page.gate(played.place, played.handle, 4, NOW)
 
 
 def test_alpha_is_spent_late_and_never_more_than_there_is() -> None:

@@ -7,14 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sqlalchemy as sa
 
 from mathverify_sweep import metrics
 from mathverify_sweep.data import dataset
 from mathverify_sweep.data.rows import groups
 from mathverify_sweep.errors import DataError, StudyError
+from mathverify_sweep.reports import lineage
 from mathverify_sweep.store import runs
 from mathverify_sweep.store.runs import RunRecord
-from mathverify_sweep.verifiers import compare, ensemble, evaluate, lineage, verifier
+from mathverify_sweep.store.tables import predictions
+from mathverify_sweep.verifiers import compare, ensemble, evaluate, verifier
 from tests.verifiers.conftest import Shop
 
 
@@ -84,20 +87,37 @@ def test_an_ensemble_takes_who_helps_the_mean_and_nobody_else(shop: Shop, trio: 
         for run, odds in zip(trio, (truth + noise, truth - noise, -truth), strict=True):
             runs.save_log_odds(shop.database, run.run_id, "validation", odds.tolist())
         others = {run.run_id for run in runs.runs(shop.database, "tests")} - {run.run_id for run in trio}
-        found = ensemble.choose(shop.database, "tests", top=3)
+        models = ensemble.candidates(shop.database, "tests")
+        found = ensemble.choose(shop.database, "tests", models, top=3)
         members = [member.run_id for member in found.members]
         assert set(members[:2]) == {trio[0].run_id, trio[1].run_id} or others & set(members)
         assert trio[2].run_id not in members
         assert found.members[1].metrics.log_loss < found.members[0].metrics.log_loss
         assert found.members[1].metrics.accuracy == 1.0
         assert found.against_the_first.difference.estimate > 0
-        assert len(ensemble.choose(shop.database, "tests", top=1).members) == 1
+        assert len(ensemble.choose(shop.database, "tests", models, top=1).members) == 1
         threshold = verifier.find(shop.database, members[:2]).threshold
         assert threshold == metrics.fitted_threshold(truth, truth > 0)
     finally:
         for run, old in zip(trio, before, strict=True):
             assert old is not None
             runs.save_log_odds(shop.database, run.run_id, "validation", old.tolist())
+
+
+def test_runs_that_have_not_read_validation_read_it_together_before_they_are_chosen_from(
+    shop: Shop, trio: list[RunRecord]
+) -> None:
+    said = [verifier.kept_log_odds(shop.database, verifier.model(run), "validation") for run in trio]
+    lost = [run.run_id for run in trio[1:]]
+    with shop.database.begin() as connection:
+        connection.execute(sa.delete(predictions).where(predictions.c.run_id.in_(lost)))
+    candidates = ensemble.candidates(shop.database, "tests")
+    unread = verifier.unread(shop.database, candidates, "validation")
+    assert [model.run.run_id for model in unread] == lost
+    verifier.have_read(unread, "validation", verifier.Place(shop.database, shop.output, shop.judge))
+    for model, before in zip(map(verifier.model, trio), said, strict=True):
+        assert verifier.kept_log_odds(shop.database, model, "validation") == pytest.approx(before, abs=1e-4)
+    assert ensemble.choose(shop.database, "tests", candidates, top=3).members
 
 
 def test_a_run_has_names(shop: Shop, trio: list[RunRecord]) -> None:

@@ -83,7 +83,7 @@ def test_what_is_in_the_journal_is_not_judged_again_unless_the_question_is_anoth
     write_questions(tmp_path / "test.csv", 10)
     asked, target = verifier.find(shop.database, [trio[0].run_id]), tmp_path / "out.csv"
     given = page.from_file(asked, str(tmp_path / "test.csv"), None)
-    forged = {"model": 0, "start": 0, "log_odds": [9.0] * 10}
+    forged = {"first": trio[0].run_id, "start": 0, "log_odds": [[9.0] * 10]}
     lines = [{"of": page._fingerprint(asked, given)}, forged]
     journal = tmp_path / "out.csv.partial"
     journal.write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from sqlalchemy.engine import Engine
 
 from mathverify_sweep.errors import StorageUnavailable
-from mathverify_sweep.specs import RunResult
 from mathverify_sweep.states import EndReason, RunState
 from mathverify_sweep.store import runs
-from mathverify_sweep.store.runs import Budget, WorkerIdentity
+from mathverify_sweep.store.runs import WorkerIdentity
 from mathverify_sweep.study.study import StudyHandle
 from mathverify_sweep.worker import claims, saying
-from mathverify_sweep.worker.ancestry import has_ended_for_good
 from mathverify_sweep.worker.clerk import Clerk, ClerkOptions
 from mathverify_sweep.worker.outbox import Finished
 from tests import example_study
@@ -77,19 +74,3 @@ def test_while_the_database_is_away_that_is_left_for_the_next_worker(
         assert entry.held.run_id in clerk.file.read_text(), "on the disk, whenever this process ends"
     assert clerk.close(PATIENCE_SECONDS)
     assert runs.runs(engine, NAME)[0].end_reason is EndReason.PREEMPTED
-
-
-def test_who_is_told_of_a_lost_run_hears_whether_anybody_goes_on_with_it(engine: Engine, study: StudyHandle) -> None:
-    ended = {}
-    for reason in (EndReason.LEASE_EXPIRED, EndReason.STOPPED_BY_USER):
-        place = runs.reserve(engine, NAME, ME, Budget(None, None, None), datetime.now(UTC))
-        asked = study.ask()
-        assert place is not None
-        assert asked is not None
-        spec = study.config.trial_spec(asked.trial_number, asked.params, study.data_fingerprint)
-        runs.attach(engine, place, asked.trial_number, spec)
-        assert not has_ended_for_good(engine, place.run_id)
-        runs.finish(engine, place, RunResult(end_reason=reason), datetime.now(UTC))
-        ended[reason] = has_ended_for_good(engine, place.run_id)
-    assert ended == {EndReason.LEASE_EXPIRED: False, EndReason.STOPPED_BY_USER: True}
-    assert not has_ended_for_good(engine, "of-another-database")

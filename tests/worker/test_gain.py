@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from mathverify_sweep.states import EndReason
 from mathverify_sweep.store import promotions, runs, studies
 from mathverify_sweep.store.runs import Claim, WorkerIdentity
 from mathverify_sweep.study import plans
+from mathverify_sweep.worker.ancestry import ancestry
 from mathverify_sweep.worker.gain import unneeded
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -79,3 +81,27 @@ def test_one_finished_stage_has_nothing_to_be_held_against(engine: Engine, spec:
 def test_pieces_of_a_trunk_do_not_count(engine: Engine, spec: RunSpec) -> None:
     """Piece, cooldown, piece: the second piece is no worse a stage for not having cooled down."""
     assert third(engine, spec, 0.2, "trunk", 0.4, 0.8, 0.4) is None
+
+
+@sqlite
+@pytest.mark.parametrize(
+    ("shares", "start"),
+    [((0.9, 0.6), 1), ((0.8, 0.798), 2), ((0.8, 0.9), 2), ((0.9, 0.6, 0.5), 1), ((0.6, 0.9, 0.5), 2)],
+)
+def test_a_stage_goes_back_only_over_one_that_is_known_to_be_worse(
+    engine: Engine, spec: RunSpec, tmp_path: Path, shares: tuple[float, ...], start: int
+) -> None:
+    studies.create(engine, studies.StudyRecord("s", "{}", "f", None, None, NOW))
+    stages = [100, 200, 300, 400][: len(shares) + 1]
+    settings = PromotionConfig.model_validate({"plan": "sequential", "stages": stages, "go_back": True})
+    trial = spec.model_copy(update={"data": DATA})
+    promotions.record(engine, "s", 0, settings.key, plans.plan(trial, 400, settings), NOW)
+    done = []
+    for share in shares:
+        done.append(claimed(engine))
+        finish(engine, done[-1], share)
+    claim = claimed(engine)
+    assert claim.spec is not None
+    found = ancestry(engine, claim, claim.spec, tmp_path)
+    assert found.started_from == done[start - 1].run_id
+    assert found.start_adapter == tmp_path / "a"

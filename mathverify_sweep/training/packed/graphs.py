@@ -94,13 +94,13 @@ class Graphs:
         shape = Shape(tokens, rows, self._longest, _power_of_two(len(runs)), any(map(dropout.wanted, shares)))
         return self._find(shape, widest(runs)).replay(laid, shape, runs)
 
-    def judge(self, laid: Laid, run: Weights) -> Tensor | None:
-        """The log-odds of each row; None when such a pass is not recorded."""
+    def judge(self, laid: Laid, runs: Sequence[Weights]) -> Tensor | None:
+        """The log-odds of each row, of one run after the other; None when such a pass is not recorded."""
         tokens = self._size(laid, self._judged_sizes)
         if tokens is None or (rows := _rounded(tokens // _JUDGED_TOKENS)) < self._rows(laid, tokens):
             return None
-        shape = Shape(tokens, rows, self._longest, 1, with_dropout=False, judged=True)
-        return self._find(shape, run.layout).replay(laid, shape, [run])
+        shape = Shape(tokens, rows, self._longest, _power_of_two(len(runs)), with_dropout=False, judged=True)
+        return self._find(shape, widest(runs)).replay(laid, shape, runs)
 
     def _size(self, laid: Laid, sizes: Sequence[int]) -> int | None:
         """The smallest that has room for the tokens; None when none has, or a row is too long."""

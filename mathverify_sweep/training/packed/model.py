@@ -105,6 +105,11 @@ class PackedModel:
             self._fresh[key] = adapters.values(self.base, spec, None)
         return self._fresh[key]
 
+    @property
+    def together(self) -> bool:
+        """Whether several runs have a use for one pass."""
+        return self._plan.together
+
     def train(self, shares: Sequence[Share]) -> list[Tensor]:
         """Adds each share's gradient to its run's; gives each share's part of its effective batch's loss."""
         laid = Laid.of(shares, self.base.answers)
@@ -114,22 +119,24 @@ class PackedModel:
         dropouts = dropout.of(stream, shares)
         if len(shares) == 1:
             return list(self._trained(stream, Alone(shares[0].weights, dropouts)))
-        runs = [share.weights for share in shares if share.weights is not None]
-        stack = Stack(widest(runs), len(runs), runs[0].compute)
-        stack.load(runs)
+        runs, stack = _stacked(shares)
         losses = self._trained(stream, Several(stack, stream, dropouts))
         stack.hand_back(runs)
         return list(losses)
 
     @torch.no_grad()
-    def judge(self, share: Share) -> Tensor:
-        """The log-odds of its rows, float32: log P(True) - log P(False)."""
-        laid = Laid.of([share], self.base.answers)
-        if self._graphs is not None and share.weights is not None:
-            odds = self._graphs.judge(laid, share.weights)
-            if odds is not None:
-                return odds
-        return self._judged(Stream(laid, self.base.device), Alone(share.weights, dropout.NO_DROPOUT))
+    def judge(self, shares: Sequence[Share]) -> list[Tensor]:
+        """The log-odds of each share's rows, float32: log P(True) - log P(False)."""
+        laid = Laid.of(shares, self.base.answers)
+        runs = [share.weights for share in shares if share.weights is not None]
+        odds = self._graphs.judge(laid, runs) if self._graphs is not None and runs else None
+        if odds is None:
+            stream = Stream(laid, self.base.device)
+            bundle: Bundle = Alone(shares[0].weights, dropout.NO_DROPOUT)
+            if len(shares) > 1:
+                bundle = Several(_stacked(shares)[1], stream, dropout.NO_DROPOUT)
+            odds = self._judged(stream, bundle)
+        return list(torch.split(odds, [len(share.rows) for share in shares]))
 
     def _trained(self, stream: Stream, bundle: Bundle) -> Tensor:
         """Forward and backward; the loss of each run."""
@@ -257,3 +264,11 @@ class PackedModel:
         assert self._stream is not None
         read = self._stream.read
         return hidden if read is None else hidden.index_select(1, read)
+
+
+def _stacked(shares: Sequence[Share]) -> tuple[list[Weights], Stack]:
+    """The adapters of a pass's runs, and a copy of them side by side."""
+    runs = [share.weights for share in shares if share.weights is not None]
+    stack = Stack(widest(runs), len(runs), runs[0].compute)
+    stack.load(runs)
+    return runs, stack

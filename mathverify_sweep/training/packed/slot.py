@@ -25,11 +25,11 @@ from mathverify_sweep.training.checkpoints import Checkpoints
 from mathverify_sweep.training.course import Course, Step
 from mathverify_sweep.training.material import Material
 from mathverify_sweep.training.order import Order
+from mathverify_sweep.training.packed.judging import Reader, log_odds
 from mathverify_sweep.training.packed.model import PackedModel
 from mathverify_sweep.training.packed.optimizer import Optimizer
 from mathverify_sweep.training.packed.plan import Budget
 from mathverify_sweep.training.packed.stream import Share, cut
-from mathverify_sweep.training.packed.weights import Weights
 from mathverify_sweep.training.reporter import Reporter
 
 log = logging.getLogger(__name__)
@@ -138,7 +138,7 @@ class Slot:
         self._begin_batch()
 
     def _finished(self) -> RunResult:
-        judged, odds = self.course.finish(self._evaluate)
+        judged, odds = self.course.finish(self._evaluate, lambda rows: self._log_odds(rows, len(rows)))
         target = adapter_folder(self._order.folder)
         save = partial(adapters.save_values, self._model.base, self._spec, self._weights.named(), target)
         adapters.keep(save, target)
@@ -152,45 +152,12 @@ class Slot:
         return result.model_copy(update=used)
 
     def _evaluate(self, count: int) -> Sequence[float]:
-        rows = [row for row in self._material.validation.rows if row.index < count]
-        return log_odds(self._model, self._weights, rows, count, self._budget)
+        return self._log_odds(self._material.first(count), count)
+
+    def _log_odds(self, rows: Sequence[EncodedRow], count: int) -> Sequence[float]:
+        return log_odds(self._model, [Reader(self._weights, rows)], count, self._budget)[0]
 
     def _fill(self, folder: Path) -> None:
         """Between two steps: gradients and dropout have no memory of their own then."""
         save_file({name: matrix.contiguous() for name, matrix in self._weights.named().items()}, folder / _WEIGHTS)
         torch.save(self._optimizer.state(), folder / _OPTIMIZER)
-
-
-def log_odds(
-    model: PackedModel, weights: Weights | None, rows: Sequence[EncodedRow], count: int, budget: Budget
-) -> list[float]:
-    """One value for each of the `count` rows that `rows` were encoded from, at the row's index; 0 for the others."""
-    todo = _sorted_in_batches(rows, budget.evaluation_tokens)
-    done: list[tuple[list[EncodedRow], Tensor]] = []
-    while todo:
-        try:
-            odds = model.judge(Share(weights, todo[0]))
-        except RuntimeError as error:
-            if not (device.is_out_of_memory(error) and len(todo[0]) > 1):
-                raise
-            budget.shrink_evaluation()
-            todo = _sorted_in_batches([row for batch in todo for row in batch], budget.evaluation_tokens)
-            continue
-        done.append((todo.pop(0), odds))
-    result = torch.zeros(count)
-    # Fetched at the end: to fetch is to wait.
-    result[[row.index for batch, _ in done for row in batch]] = torch.cat([odds for _, odds in done]).cpu()
-    return result.tolist()
-
-
-def _sorted_in_batches(rows: Sequence[EncodedRow], token_budget: int) -> list[list[EncodedRow]]:
-    """Rows of like length together, since nothing else orders what is judged."""
-    batches: list[list[EncodedRow]] = []
-    room = 0
-    for row in sorted(rows, key=lambda row: (-len(row.prompt_ids), row.index)):
-        if len(row.prompt_ids) > room:
-            batches.append([])
-            room = token_budget
-        batches[-1].append(row)
-        room -= len(row.prompt_ids)
-    return batches

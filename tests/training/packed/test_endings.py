@@ -218,10 +218,10 @@ def test_evaluation_that_does_not_fit_is_done_in_smaller_pieces(
     whole = trained(engine, spec, tmp_path / "whole", Recorder())
     judge = PackedModel.judge
 
-    def judge_or_fail(model: PackedModel, share: Share) -> Tensor:
-        if share.tokens > 200:
+    def judge_or_fail(model: PackedModel, shares: list[Share]) -> list[Tensor]:
+        if sum(share.tokens for share in shares) > 200:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return judge(model, share)
+        return judge(model, shares)
 
     monkeypatch.setattr(PackedModel, "judge", judge_or_fail)
     pieces = trained(engine, spec, tmp_path / "pieces", Recorder())

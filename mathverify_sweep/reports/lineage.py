@@ -99,10 +99,12 @@ def _before(run: RunRecord) -> str | None:
 
 def _trial(database: Database, run: RunRecord) -> RunRecord | None:
     """The last attempt of the trial that the run is of."""
+    if run.trial_number is None:
+        return None
     of_trial = [
         each
-        for each in runs.runs(database, run.study_name)
-        if each.stage is None and each.trial_number == run.trial_number and each.spec is not None
+        for each in runs.of_trial(database, run.study_name, run.trial_number)
+        if each.stage is None and each.spec is not None
     ]
     return of_trial[-1] if of_trial else None
 
@@ -119,6 +121,7 @@ def _step(database: Database, run: RunRecord, plans: dict[str, str]) -> LineageS
         rows_digest=run.result.rows_digest if run.result else None,
         optimizer_steps=run.result.optimizer_steps if run.result else 0,
         value=run.result.value if run.result else None,
+        slices=run.result.slices if run.result else (),
         attempts=tuple(_attempts(database, run)),
         code=Code.model_validate_json(described) if described else None,
         exports=tuple(
