@@ -21,9 +21,6 @@ FILES = sorted(PUBLISHED.rglob("*.yaml"))
 POOL_ROWS = 23_078
 """Training rows of the balanced part of `verification_pool.parquet`."""
 SMOKE_SECONDS = 60.0
-QUICK = "published/003/sweep"
-"""The one that `make test` runs."""
-
 
 NAMES = [str(path.relative_to(PUBLISHED.parent).with_suffix("")) for path in FILES]
 """As `mvsweep` knows the files that ship."""
@@ -127,9 +124,8 @@ def test_the_arms_of_003_run_on_the_pool_by_shares_and_meet_as_many_rows_by_pass
     assert all(rows == pytest.approx(cumulative, rel=1e-3) for rows in met.values())
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name == QUICK else pytest.mark.slow) for name in NAMES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
 def test_a_file_runs_to_its_end_on_a_cpu_when_made_small(name: str, tmp_path: Path) -> None:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     shell = Shell.at(tmp_path, f"sqlite:///{tmp_path / 'mvsweep.sqlite3'}")

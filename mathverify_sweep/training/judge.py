@@ -33,6 +33,9 @@ Score = Callable[[Sequence[Row]], list[list[float]]]
 adapter that solves, whether it has solved them, in that form.
 """
 
+Finals = list[tuple[str | None, ...]]
+"""Of each row the final numbers of the solutions that were written for it, None where there is none."""
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -40,10 +43,6 @@ class Trained:
 
     spec: RunSpec
     adapter: Path
-
-
-Finals = list[tuple[str | None, ...]]
-"""Of each row the final numbers of the solutions that were written for it, None where there is none."""
 
 
 class Judge:
@@ -94,7 +93,7 @@ def write(loaded: BaseModel, model: nn.Module, spec: RunSpec, how: Writing, rows
 
 
 def read(loaded: BaseModel, model: nn.Module, spec: RunSpec, rows: Sequence[Row]) -> list[float]:
-    """One of `Score` by the base's model, with or without an adapter on it, as the spec's prompt has the rows."""
+    """As `Score`, by the base's model, with or without an adapter on it, as the spec's prompt has the rows."""
     if spec.data.task == "solving":
         found = write(loaded, model, spec, Writing(spec.max_new_tokens), rows)
         return [SOLVED if is_same(told, row.answer) else UNSOLVED for (told,), row in zip(found, rows, strict=True)]
