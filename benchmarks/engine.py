@@ -53,11 +53,11 @@ def main() -> None:
         return
     print(f"{'':44}{'samples/s':>10}{'judged/s':>10}{'memory, GB':>12}{'last loss':>11}{'took, s':>9}", flush=True)
     results = [_in_processes(f"packed {runs}") for runs in options.packed]
-    results += [_in_processes(name) for name in UNSLOTH if options.unsloth]
-    trl = [_in_processes(name) for name in TRL]
+    results += [_in_processes(name) for name in UNSLOTH if options.unsloth and name in options.rivals]
+    trl = [_in_processes(name) for name in TRL if name in options.rivals]
     results += trl
     by_rate = sorted(trl, key=_rate_of, reverse=True)
-    for rival in by_rate:
+    for rival in by_rate if options.concurrent > 1 else ():
         results.append(_in_processes(rival["name"], processes=options.concurrent))
         if "error" not in results[-1]:
             break
@@ -88,6 +88,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--packed", nargs="+", default=["1x32", "4x8"], help="runs at once and their effective batches, as in 8x16,32"
     )
+    parser.add_argument("--rivals", nargs="+", default=[*UNSLOTH, *TRL], metavar="NAME", help="all unless named")
     parser.add_argument("--concurrent", type=int, default=2, help="processes of the best TRL configuration at once")
     parser.add_argument("--json", type=Path, help="file for the figures")
     parser.add_argument("--measure", help=argparse.SUPPRESS)

@@ -156,12 +156,14 @@ def test_a_run_s_products_are_its_own() -> None:
 @pytest.mark.parametrize("with_dropout", [False, True], ids=["", "dropout"])
 @pytest.mark.parametrize("rank", [16, 64])
 @pytest.mark.parametrize(
-    ("inputs", "outputs"), [(64, (64, 32, 32)), (64, (96, 96)), (96, (64,)), (576, (192,))], ids=str
+    ("inputs", "outputs"),
+    [(64, (64, 32, 32)), (96, (64,)), (576, (576, 192, 192)), (576, (1_536, 1_536)), (1_536, (576,)), (136, (128,))],
+    ids=str,
 )
 def test_what_several_runs_add_is_what_each_adds_alone(
     inputs: int, outputs: tuple[int, ...], rank: int, with_dropout: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both ways through layers as small as the tests' base model's, and wider ones, against plain matmuls."""
+    """Both ways through layers as small as the tests' base model's, and SmolLM2's, against plain matmuls."""
     from mathverify_sweep.training.packed import products
 
     if INTERPRETED:

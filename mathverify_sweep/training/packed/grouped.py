@@ -17,7 +17,7 @@ from torch import Tensor
 from mathverify_sweep.training.packed.dropout import Dropout
 from mathverify_sweep.training.packed.layers import through
 from mathverify_sweep.training.packed.pieces import Cut
-from mathverify_sweep.training.packed.products import add_outer, own, side_by_side, summed
+from mathverify_sweep.training.packed.products import add_outer, own, side_by_side, suit, summed
 from mathverify_sweep.training.packed.weights import Layout, Views, Weights, moved
 
 
@@ -84,19 +84,20 @@ class ManyRuns:
         return self.views.layers
 
     @cached_property
-    def widest(self) -> int:
-        """The most numbers that a row has, read or given."""
-        return max(matrix.shape[2] for matrix in (self.views.a, *self.views.b))
+    def suits(self) -> bool:
+        """Whether kernels of ours are for layers of these sizes."""
+        return suit([matrix.shape[2] for matrix in (self.views.a, *self.views.b)])
 
     def low(self, x: Tensor) -> Tensor:
         a = self.views.a.transpose(1, 2)
         if self.dropout is None:
-            return own([(x, a)], self.runs, self.widest)
+            return own([(x, a)], self.runs, suits=self.suits)
         parts = zip(self.numbers, torch.split(a, self.views.rank, dim=2), strict=True)
-        return side_by_side([own([(self.dropout(x, number), part)], self.runs, self.widest) for number, part in parts])
+        pairs = [(self.dropout(x, number), part) for number, part in parts]
+        return side_by_side([own([pair], self.runs, suits=self.suits) for pair in pairs])
 
     def output(self, x: Tensor, weight: Tensor, low: Tensor, at: int) -> Tensor:
-        return summed([(x, weight.t())], (low[:, self._columns(at)], self.views.b[at]), self.runs, self.widest)
+        return summed([(x, weight.t())], (low[:, self._columns(at)], self.views.b[at]), self.runs, suits=self.suits)
 
     def merged(self, weight: Tensor, at: int) -> None:
         """Nothing: they are several runs."""
@@ -104,22 +105,22 @@ class ManyRuns:
     def backward(
         self, x: Tensor, low: Tensor, gradients: Sequence[Tensor], weights: Sequence[Tensor] | None
     ) -> Tensor | None:
-        views, runs, widest = self.views, self.runs, self.widest
+        views, runs, suits = self.views, self.runs, self.suits
         gradients = [gradient.contiguous() for gradient in gradients]
         for at, gradient in enumerate(gradients):
-            add_outer(views.b_gradient[at], low[:, self._columns(at)], gradient, runs, widest)
-        low_gradient = own([(g, b.transpose(1, 2)) for g, b in zip(gradients, views.b, strict=True)], runs, widest)
+            add_outer(views.b_gradient[at], low[:, self._columns(at)], gradient, runs, suits=suits)
+        low_gradient = own([(g, b.transpose(1, 2)) for g, b in zip(gradients, views.b, strict=True)], runs, suits=suits)
         if self.dropout is None:
-            add_outer(views.a_gradient, low_gradient, x, runs, widest)
+            add_outer(views.a_gradient, low_gradient, x, runs, suits=suits)
             if weights is None:
                 return None
-            return summed(list(zip(gradients, weights, strict=True)), (low_gradient, views.a), runs, widest)
+            return summed(list(zip(gradients, weights, strict=True)), (low_gradient, views.a), runs, suits=suits)
         x_gradient = torch.zeros_like(x)
         a, a_gradient = (torch.split(matrix, views.rank, dim=1) for matrix in (views.a, views.a_gradient))
         for at, number in enumerate(self.numbers):
             part = low_gradient[:, self._columns(at)]
-            add_outer(a_gradient[at], part, self.dropout(x, number), runs, widest)
-            x_gradient.add_(self.dropout(own([(part, a[at])], runs, widest), number))
+            add_outer(a_gradient[at], part, self.dropout(x, number), runs, suits=suits)
+            x_gradient.add_(self.dropout(own([(part, a[at])], runs, suits=suits), number))
         return x_gradient if weights is None else through(x_gradient, gradients, weights)
 
     def _columns(self, at: int) -> slice:

@@ -26,6 +26,9 @@ NEAR_PEAK = 0.95
 _ROW = 256
 """Tokens of a made-up row: about what a worked solution has."""
 
+_FILLED = 0.75
+"""Of a budget that a pass holds: micro-batches are whole, so the last one that does not fit leaves a gap."""
+
 _REPEATS = 3
 
 
@@ -45,11 +48,14 @@ def smallest_near_peak(rates: Mapping[int, float]) -> int:
 def rates(
     model: PackedModel, spec: RunSpec, budgets: Sequence[int], clock: Callable[[], float] = time.perf_counter
 ) -> dict[int, float]:
-    """Trained tokens a second at each budget, ascending, as far up as memory reaches: at the first in any case."""
+    """Trained tokens a second at each budget, ascending, as far up as memory reaches: at the first in any case.
+
+    Passes are as full as passes are.
+    """
     weights = model.weights(spec, None)
     measured: dict[int, float] = {}
     for tokens in budgets:
-        share = Share(weights, _made_up(model, min(_ROW, spec.max_length), tokens), whole=1.0)
+        share = Share(weights, _made_up(model, min(_ROW, spec.max_length), int(_FILLED * tokens)), whole=1.0)
         model.expect(_budget(tokens, tokens), spec.max_length)
         try:
             model.train([share])  # the first chooses kernels and takes memory
