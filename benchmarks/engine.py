@@ -67,7 +67,9 @@ def main() -> None:
             ratios = [f"{result['name']}: {_rate_of(result) / best:.2f}" for result in results]
             print(f"\nTimes the best configuration of {name}: " + ", ".join(ratios))
     if options.json:
-        options.json.write_text(json.dumps({**_circumstances(options), "results": results}, indent=1), encoding="utf-8")
+        options.json.write_text(
+            json.dumps({**_circumstances(options), "results": results}, indent=1, default=str), encoding="utf-8"
+        )
 
 
 def _rate_of(result: dict[str, Any]) -> float:
