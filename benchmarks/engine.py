@@ -223,32 +223,35 @@ def spec_of(options: argparse.Namespace, seed: int, effective_batch: int = 32, v
 
 def _packed(options: argparse.Namespace, asked: str, steps: list[tuple[float, int]]) -> tuple[list[float], float]:
     """The last losses of runs side by side, and how many rows a second are judged. `asked` is as in 8x16,32."""
+    from mathverify_sweep.paths import adapter_folder
     from mathverify_sweep.training.engine import PackedEngine
 
     runs, _, batches = asked.partition("x")
     engine = PackedEngine(options.device, int(runs))
     in_turn = cycle(map(int, batches.split(",")))
     specs = [spec_of(options, seed, batch) for seed, batch in zip(range(int(runs)), in_turn, strict=False)]
-    together(engine, specs, [])  # shapes of passes are recorded when they are met
-    losses = together(engine, specs, steps)
-    judge = spec_of(options, 0, validation_rows=1_000)
-    engine.score(judge, None, "validation")
-    began = time.perf_counter()
-    judged = len(engine.score(judge, None, "validation"))
-    return losses, round(judged / (time.perf_counter() - began), 1)
+    with tempfile.TemporaryDirectory() as folder:
+        adapter = adapter_folder(Path(folder) / "0")
+        together(engine, specs, [], Path(folder))  # shapes of passes are recorded when they are met
+        judge = spec_of(options, 0, validation_rows=1_000)
+        engine.score(judge, adapter, "validation")
+        began = time.perf_counter()
+        judged = len(engine.score(judge, adapter, "validation"))
+        rate = judged / (time.perf_counter() - began)
+    with tempfile.TemporaryDirectory() as folder:
+        return together(engine, specs, steps, Path(folder)), round(rate, 1)
 
 
-def together(engine: Any, specs: list[Any], steps: list[tuple[float, int]]) -> list[float]:
-    """All of these runs in the engine, to their ends; their last losses."""
+def together(engine: Any, specs: list[Any], steps: list[tuple[float, int]], folder: Path) -> list[float]:
+    """All of these runs in the engine, to their ends, each in a folder of its number; their last losses."""
     from mathverify_sweep.training.order import Order
 
     clocks = [Clock(steps, spec.params.effective_batch_size) for spec in specs]
-    with tempfile.TemporaryDirectory() as folder:
-        for number, (spec, clock) in enumerate(zip(specs, clocks, strict=True)):
-            engine.start(str(number), Order(spec, Path(folder) / str(number)), clock)
-        ended: list[Any] = []
-        while len(ended) < len(specs):
-            ended += engine.step()
+    for number, (spec, clock) in enumerate(zip(specs, clocks, strict=True)):
+        engine.start(str(number), Order(spec, folder / str(number)), clock)
+    ended: list[Any] = []
+    while len(ended) < len(specs):
+        ended += engine.step()
     failed = [result.message for _, result in ended if result.end_reason != "finished"]
     if failed:
         raise SystemExit(failed[0])

@@ -141,12 +141,13 @@ class PackedEngine:
         """A pass has failed. Smaller when memory is short, else one by one to see whose fault it is."""
         assert self._ready is not None
         budget = self._ready.budget
+        passed = sum(self._slots[run_id].share().tokens for run_id in run_ids)
         for run_id in run_ids:
             self._slots[run_id].redo()
         longest = max(slot.longest for slot in self._slots.values())
-        if device.is_out_of_memory(error) and budget.shrink(longest):
-            log.warning("out of memory: passes of %d tokens from here on", budget.tokens)
-            self._ready.model.expect(budget, longest)
+        if device.is_out_of_memory(error) and budget.shrink(passed, longest):
+            log.warning("out of memory: passes of at most %d tokens from here on", max(budget.tokens, budget.of_one))
+            self._ready.model.expect(budget)
             for slot in self._slots.values():
                 slot.redo()
         elif len(run_ids) > 1:
@@ -171,7 +172,12 @@ class PackedEngine:
             )
         if reason := self.unsupported(spec.base_model, spec.data.task):
             raise ModelError(f"base_model {spec.base_model.name} cannot be packed: {reason}. Use the reference engine")
-        self._ready = known or ready.make(self._library.base(spec.base_model), spec, self._tokens_asked)
+        try:
+            self._ready = known or ready.make(self._library.base(spec.base_model), spec, self._tokens_asked)
+        except Exception:
+            self._ready = None
+            self._library.forget_base()  # it may have been taught already, and cannot be taught twice
+            raise
         return self._ready
 
 

@@ -61,7 +61,8 @@ class Judge:
         assert all(each.spec.base_model == spec.base_model for each in trained), "one base model at a time"
         assert all(each.spec.data.task == spec.data.task for each in trained), "one task at a time"
         if self._ready is not None and self._ready.model.base.spec != spec.base_model:
-            self._ready = None  # it would stay in memory beside the next one
+            self._ready = None
+            self._library.forget_base()  # it would stay in memory beside the next one
         if spec.data.task == "solving":
             return partial(_one_by_one, self._to_write(spec), trained)
         loaded = self._library.base(spec.base_model)

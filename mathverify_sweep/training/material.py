@@ -18,7 +18,7 @@ from mathverify_sweep.data import dataset, prompts
 from mathverify_sweep.data.encode import Encoded, EncodedRow, encode, encode_solving
 from mathverify_sweep.errors import DataDrift, ModelError
 from mathverify_sweep.specs import BaseModelSpec, DataSpec, RunSpec, Split
-from mathverify_sweep.training import base, slices
+from mathverify_sweep.training import base, device, slices
 from mathverify_sweep.training.base import BaseModel
 from mathverify_sweep.training.batches import training_order
 from mathverify_sweep.training.evaluate import log_odds
@@ -79,6 +79,11 @@ class Library:
     def base(self, spec: BaseModelSpec) -> BaseModel:
         """The base model on this library's device."""
         return self._base(spec, self._device)
+
+    def forget_base(self) -> None:
+        """The next one finds the memory free. Nobody else may hold on to it."""
+        self._base.cache_clear()
+        device.free_memory(self._device)
 
     def rows(self, spec: RunSpec, split: Split, count: int) -> Encoded:
         """The first `count` rows of a split as the spec's prompt and the base's tokenizer encode them."""

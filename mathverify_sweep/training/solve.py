@@ -81,6 +81,10 @@ def _written(base: BaseModel, model: Any, rows: Sequence[EncodedRow], how: Writi
         attention_mask=torch.tensor(mask, device=base.device),
         generation_config=GenerationConfig(  # type: ignore[no-untyped-call]
             **drawn,
+            # Said, since what is not said is taken from the model's own defaults.
+            top_p=1.0,
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
             num_return_sequences=how.samples,
             max_new_tokens=how.longest,
             use_cache=True,

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from mathverify_sweep.store.runs import RunRecord
     from mathverify_sweep.training.judge import Judge, Trained
 
+AT_ONCE = 8
+"""Adapters that are read together: of an 8B model and rank 64 they take 21 GB beside it."""
+
 
 @dataclass(frozen=True)
 class Model:
@@ -179,11 +182,14 @@ def unread(database: Database, models: Sequence[Model], split: Split) -> list[Mo
 
 
 def have_read(models: Sequence[Model], split: Split, place: Place) -> None:
-    """Have the models read a split, and keep what they say there. Raises StudyError, DataError, ModelError."""
+    """Have the models read a split, and keep what they say there, some at a time. Raises StudyError, DataError,
+    ModelError.
+    """
     for kin in by_base(models):
-        score = place.judge.reader([each.trained(place.output) for each in kin])
-        for each, odds in zip(kin, score(rows_of(kin[0], split)), strict=True):
-            runs.save_log_odds(place.database, each.run.run_id, split, odds)
+        for some in (kin[start : start + AT_ONCE] for start in range(0, len(kin), AT_ONCE)):
+            score = place.judge.reader([each.trained(place.output) for each in some])
+            for each, odds in zip(some, score(rows_of(some[0], split)), strict=True):
+                runs.save_log_odds(place.database, each.run.run_id, split, odds)
 
 
 def kept_log_odds(database: Database, model: Model, split: Split) -> Floats:

@@ -79,6 +79,8 @@ class Graphs:
     def expect(self, budget: Budget, longest: int) -> None:
         """Passes will be of so many tokens at most, rows of so many. Forgets what has been recorded for others."""
         self._recorded.clear()
+        self._stacks.clear()
+        self._warm.clear()
         self._pool = None
         self._sizes = _steps(budget.tokens, _STEPS)
         self._judged_sizes = _steps(budget.evaluation_tokens, _JUDGED_STEPS)
@@ -129,13 +131,13 @@ class Graphs:
             like = torch.empty((), dtype=torch.bfloat16, device=self._device)
             self._stacks[key] = Stack(layout, shape.runs, like)
         if (warm := (*key, shape.with_dropout, shape.judged)) not in self._warm:
-            self._warm.add(warm)
             few = replace(shape, tokens=2 * _ALIGNED, rows=_ALIGNED, longest=_ALIGNED)
             self._side = self._side or torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
             torch.cuda.synchronize(self._device)
             with torch.cuda.stream(self._side):
                 self._pass(few, self._stacks[key], Stream(padded(_nothing(), few), self._device))
             torch.cuda.synchronize(self._device)
+            self._warm.add(warm)
         return self._stacks[key]
 
     def _record(self, shape: Shape, stack: Stack) -> _Recorded:
@@ -143,7 +145,9 @@ class Graphs:
         stream = Stream(padded(_nothing(), shape), self._device)
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         try:
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._side):
+            # The outer one: a recording that fails leaves its stream in place.
+            here = torch.cuda.current_stream(self._device)
+            with torch.cuda.stream(here), torch.cuda.graph(graph, pool=self._pool, stream=self._side):
                 results = self._pass(shape, stack, stream)
         except RuntimeError as error:
             # What ends a recording is heard of as an error of the recording.

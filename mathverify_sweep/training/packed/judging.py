@@ -39,6 +39,8 @@ def log_odds(model: PackedModel, readers: Sequence[Reader], count: int, budget: 
             if not (device.is_out_of_memory(error) and sum(map(len, chosen.values())) > 1):
                 raise
             budget.shrink_evaluation()
+            model.expect(budget)
+            device.free_memory(model.base.device)
             continue
         for (number, rows), said in zip(chosen.items(), odds, strict=True):
             done.append((number, rows, said))

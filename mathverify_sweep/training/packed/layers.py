@@ -123,6 +123,11 @@ class Siblings:
             self._x = None
         return y
 
+    def forget(self) -> None:
+        """What a pass that failed has left would keep all of that pass in memory."""
+        self._x = None
+        self._left.clear()
+
 
 class _Linear(torch.autograd.Function):
     """The anchor lets adapters have gradients in layers whose input needs none: those that read the embeddings."""

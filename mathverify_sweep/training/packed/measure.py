@@ -36,7 +36,8 @@ def budget(model: PackedModel, plan: Plan, spec: RunSpec, asked: int | None) -> 
     """As asked for; else a CPU's is known, and a GPU's the smallest that is near its best rate with this model."""
     if model.base.device.type == "cpu":
         return Budget(asked or CPU_TOKENS, asked or CPU_EVALUATION_TOKENS, asked or CPU_TOKENS)
-    return _budget(asked or _remembered_or_measured(model, plan, spec), asked or plan.most_tokens)
+    tokens = asked or _remembered_or_measured(model, plan, spec)
+    return _budget(tokens, asked or _of_one(plan, tokens))
 
 
 def smallest_near_peak(rates: Mapping[int, float]) -> int:
@@ -77,7 +78,8 @@ def _remembered_or_measured(model: PackedModel, plan: Plan, spec: RunSpec) -> in
     file = token_budgets_file()
     known = remembered.read(file)
     base = model.base.spec
-    key = " ".join(map(str, (base.name, base.revision, base.quantization, model.base.compute_dtype, plan.way, _gpu())))
+    way = f"{plan.way} filled={_FILLED}"
+    key = " ".join(map(str, (base.name, base.revision, base.quantization, model.base.compute_dtype, way, _gpu())))
     if isinstance(known.get(key), int):
         return min(int(known[key]), plan.most_tokens)
     measured = rates(model, spec, candidates(plan, spec.max_length))
@@ -85,6 +87,12 @@ def _remembered_or_measured(model: PackedModel, plan: Plan, spec: RunSpec) -> in
     log.info("tokens at once and tokens a second: %s", ", ".join(f"{t}: {r:.0f}" for t, r in measured.items()))
     remembered.write(file, key, found)
     return found
+
+
+def _of_one(plan: Plan, tokens: int) -> int:
+    """What is launched beside recorded passes cannot use their memory."""
+    recorded = plan.together and plan.is_launch_bound(tokens)
+    return max(tokens, plan.most_tokens - tokens) if recorded else plan.most_tokens
 
 
 def _budget(tokens: int, of_one: int) -> Budget:

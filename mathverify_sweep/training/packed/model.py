@@ -67,6 +67,7 @@ class PackedModel:
         self._anchor = torch.zeros((), device=base.device, requires_grad=True)
         self._stream: Stream | None = None
         self._bundle: Bundle | None = None
+        self._forget: list[Callable[[], None]] = []
         self._head = base.model.get_output_embeddings()  # type: ignore[no-untyped-call]
         assert isinstance(self._head, nn.Linear)
         self._body: Any = base.model.get_decoder()  # type: ignore[no-untyped-call]
@@ -79,15 +80,17 @@ class PackedModel:
         self._two = self._head.weight[answers].float(), None if bias is None else bias[answers].float()
         self._can_record = base.device.type == "cuda" and plan.together and not plan.checkpointing
         self._graphs: Graphs | None = None
+        self._longest = 0
         self._fresh: dict[tuple[object, ...], dict[str, Tensor]] = {}
 
-    def expect(self, budget: Budget, longest: int) -> None:
-        """Passes will be of so many tokens at most, rows of so many."""
+    def expect(self, budget: Budget, longest: int = 0) -> None:
+        """Passes will be of so many tokens at most, rows of so many, or as many as before."""
+        self._longest = max(longest, self._longest)
         if not (self._can_record and self._plan.is_launch_bound(budget.tokens)):
             self._graphs = None
             return
         self._graphs = self._graphs or Graphs(self._trained, self._judged, self.base.device)
-        self._graphs.expect(budget, longest)
+        self._graphs.expect(budget, self._longest)
 
     def weights(self, spec: RunSpec, start: Path | None) -> Weights:
         """A fresh adapter drawn from the spec's seed, or the one in folder `start`, as the layers read it."""
@@ -160,6 +163,8 @@ class PackedModel:
                 yield
         finally:
             self._stream = self._bundle = None
+            for forget in self._forget:
+                forget()
 
     def _hidden(self, stream: Stream) -> Tensor:
         """Of the tokens that are read: (read, hidden size)."""
@@ -214,6 +219,7 @@ class PackedModel:
                 anchor=self._anchor,
             )
             siblings = Siblings(layers)
+            self._forget.append(siblings.forget)
             for at, member in enumerate(members):
                 member.forward = partial(siblings.answer, at)
 
@@ -250,6 +256,7 @@ class PackedModel:
         """
         run, first_norm, project = layer.forward, layer.input_layernorm.forward, layer.self_attn.o_proj.forward
         whole: list[Tensor] = []
+        self._forget.append(whole.clear)
 
         def forward(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             whole[:] = [hidden]

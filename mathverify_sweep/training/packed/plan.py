@@ -58,11 +58,16 @@ class Budget:
     evaluation_tokens: int
     of_one: int
 
-    def shrink(self, least: int) -> bool:
-        """Half of the most in training, but not below `least`; whether that is less than it was."""
+    def shrink(self, passed: int, least: int) -> bool:
+        """A pass of `passed` tokens failed: half of what allowed it, but not below `least`; whether that is less.
+
+        A pass larger than `tokens` was of one run, and says nothing of those of several.
+        """
         before = self.tokens, self.of_one
-        most = max(least, max(before) // 2)
-        self.tokens, self.of_one = min(self.tokens, most), min(self.of_one, most)
+        most = max(least, (self.tokens if passed <= self.tokens else passed) // 2)
+        if passed <= self.tokens:
+            self.tokens = min(self.tokens, most)
+        self.of_one = min(self.of_one, most)
         return (self.tokens, self.of_one) != before
 
     def shrink_evaluation(self) -> None:
