@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mathverify_sweep import safe_yaml, sweep_file, wandb_sweep
+from mathverify_sweep import safe_yaml, search_space, sweep_file, wandb_sweep
 from mathverify_sweep.errors import ConfigError, shown
 from mathverify_sweep.search_space import SearchSpace
 from mathverify_sweep.specs import TrainParams
@@ -51,9 +51,11 @@ def from_table(database: Database, study: StudyHandle, path: Path, completed: bo
     kept: dict[str, None] = {}
     for number, cells in enumerate(sweep_file.read_cells(path), 1):
         row = finished(cells, study.config.objective, safe_yaml.load)
-        settings = _as_tuned(study.config.space, row.settings)
         problems = [f"row {number}: {problem}" for problem in row.problems]
-        problems += _problems(study.config.space, settings, f"row {number}")
+        problems += _impossible(row.settings, f"row {number}")
+        settings = row.settings if problems else _as_tuned(study.config.space, row.settings)
+        if not problems:
+            problems = _problems(study.config.space, settings, f"row {number}")
         if completed and not problems:
             problems += _missing(study, settings, row, f"row {number}")
         tuned = {axis.name: settings[axis.name] for axis in study.config.space.axes if axis.name in settings}
@@ -67,6 +69,12 @@ def from_table(database: Database, study: StudyHandle, path: Path, completed: bo
         raise ConfigError(str(path), left_out or ["has no rows."])
     added = imported.add(database, study.config.study, study.config.space, known)
     return Imported(study.config.study, added, tuple(left_out), tuple(kept))
+
+
+def _impossible(settings: Mapping[str, Any], key: str) -> list[str]:
+    """Why no study can have these settings."""
+    rules = {name: search_space.value_problem(name, value) for name, value in settings.items()}
+    return [f"{key}.{name}: {rule}, got {shown(settings[name])}." for name, rule in rules.items() if rule]
 
 
 def _as_tuned(space: SearchSpace, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,8 @@ from mathverify_sweep.specs import TrainParams
 YAML = (".yaml", ".yml")
 MAX_PROBLEMS = 50
 """Problems of a file that are told; of more than these, a person mends the first and looks again."""
+MAX_TABLE_BYTES = 16 * 1024 * 1024
+"""Of a CSV of settings or runs: some 40,000 of them."""
 MAX_RUNGS = 1_000
 """Reports of one trial at even rungs; each is asked of the database."""
 
@@ -124,9 +127,8 @@ def read_table(path: Path) -> list[dict[str, Any]]:
 def read_cells(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV as texts, by the names in its first line. Raises ConfigError."""
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        rows = list(csv.DictReader(io.StringIO(safe_yaml.read_text(path, MAX_TABLE_BYTES), newline="")))
+    except csv.Error as error:
         raise ConfigError(str(path), [f"cannot be read as CSV: {error}"]) from None
     if any(None in row or None in row.values() for row in rows):
         raise ConfigError(str(path), ["every row must have as many cells as the first line has columns."])
