@@ -181,6 +181,7 @@ class Evaluation(Metrics):
     where: str = Field(description="a split, or the file")
     intervals: dict[str, Interval] = Field(description="95 %, clustered by question, by the name of the figure")
     parts: dict[str, tuple[Part, ...]] = Field(description="by length of the solution, and by a column of the file")
+    left_out_rows: int = Field(0, description="of a file to be solved: rows without a final number to compare with")
 
 
 class Sampled(Frozen):
@@ -189,6 +190,7 @@ class Sampled(Frozen):
     run_ids: tuple[str, ...]
     where: str = Field(description="a split, or the file")
     rows: int
+    left_out_rows: int = Field(0, description="of a file to be solved: rows without a final number to compare with")
     samples: int = Field(description="solutions of each row")
     temperature: float
     figures: dict[str, Interval] = Field(description="95 %, clustered by question, by the name of the figure")
