@@ -31,13 +31,18 @@ class Imported:
     kept: tuple[str, ...]
 
 
-def from_wandb_sweep(path: Path) -> str:
-    """A sweep file of ours that means what W&B's does, with a comment for each of its keys. Raises ConfigError."""
+def from_wandb_sweep(path: Path, folder: Path | None = None) -> str:
+    """A sweep file of ours that means what W&B's does, with a comment for each of its keys. Raises ConfigError.
+
+    `folder`: where it will lie, which its relative paths are then relative to; absent: where W&B's lies.
+    """
     raw = sweep_file.read_yaml(path)
     if not wandb_sweep.looks_like(raw):
         raise ConfigError(str(path), ["must be a W&B sweep file, with `method` and `parameters`. It is used as it is."])
     ours, lines = wandb_sweep.read(raw, str(path))
     sweep_file.validate(ours, str(path), path.parent)
+    if folder is not None:
+        ours = sweep_file.moved(ours, path.parent, folder)
     return "".join(f"# {line}\n" for line in lines) + safe_yaml.dump(ours)
 
 

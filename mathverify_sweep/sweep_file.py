@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import difflib
 import io
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -97,6 +98,21 @@ def validate(raw: Mapping[str, Any], where: str, folder: Path) -> SweepConfig:
     if problems or config is None:
         raise ConfigError(where, _first(list(dict.fromkeys(problems))))
     return config
+
+
+def moved(raw: Mapping[str, Any], folder: Path, to: Path) -> dict[str, Any]:
+    """A file of `folder` as it means the same in the folder `to`: with other relative paths of data and templates."""
+
+    def there(name: str) -> str:
+        return name if Path(name).is_absolute() else os.path.relpath((folder / name).resolve(), to.resolve())
+
+    found = dict(raw)
+    data = raw.get("data", {})
+    if _is_file(str(data.get("source", ""))):
+        found["data"] = {**data, "source": there(data["source"])}
+    if "prompts" in raw:
+        found["prompts"] = {name: text if "{" in text else there(text) for name, text in raw["prompts"].items()}
+    return found
 
 
 def assignments(texts: Sequence[str]) -> dict[str, Any]:
@@ -323,6 +339,10 @@ def _template_problems(config: SweepConfig, texts: Mapping[str, str]) -> list[st
 
 def _from_folder(data: DataConfig, folder: Path) -> DataConfig:
     """A local data file named relative to the sweep file becomes absolute, so that workers may start anywhere."""
-    if not re.search(r"\.(parquet|csv|jsonl)$", data.source):
+    if not _is_file(data.source):
         return data
     return data.model_copy(update={"source": str((folder / data.source).resolve())})
+
+
+def _is_file(source: str) -> bool:
+    return re.search(r"\.(parquet|csv|jsonl)$", source) is not None

@@ -12,7 +12,7 @@ from sqlalchemy.engine import Engine
 from mathverify_sweep import imports, sweep_file
 from mathverify_sweep.config import SweepConfig
 from mathverify_sweep.errors import ConfigError
-from mathverify_sweep.reports import html, rows, terminal
+from mathverify_sweep.reports import figures, html, rows, terminal
 from mathverify_sweep.reports.models import StatusReport, TrialRow
 from mathverify_sweep.specs import RunResult
 from mathverify_sweep.states import EndReason, RunState
@@ -107,6 +107,10 @@ def test_scores_that_count_are_for_the_sampler_and_choose_no_trial(
     report = rows.status(engine, "s")
     assert report.budget.trials_used == 0
     assert report.best_trial is None
+    panel = figures.history(report)
+    assert panel is not None
+    drawn = {trace.name: list(trace.y) for trace in panel.figure.data if trace.x[0] is not None}
+    assert drawn == {"imported": [0.81, 0.74]}, "no run here has a value, so none is the best so far"
     shown = terminal.status(report)
     html.write(engine, "s", tmp_path / "report.html", NOW)
     assert shown
@@ -182,3 +186,22 @@ def test_a_wandb_file_becomes_a_file_of_ours_that_means_the_same(tmp_path: Path)
     assert "# parameters.lr: learning_rate, float 1e-05 to 0.001" in ours.read_text()
     with pytest.raises(ConfigError, match="must be a W&B sweep file"):
         imports.from_wandb_sweep(ours)
+
+
+def test_a_wandb_file_that_is_written_elsewhere_means_the_same_rows_and_templates(tmp_path: Path) -> None:
+    theirs, ours = tmp_path / "a" / "theirs.yaml", tmp_path / "b" / "c" / "ours.yaml"
+    theirs.parent.mkdir()
+    ours.parent.mkdir(parents=True)
+    (theirs.parent / "short.txt").write_text("{question} {answer} {solution} True or False?")
+    theirs.write_text(
+        "method: bayes\nparameters:\n  r: {values: [8, 16]}\n"
+        "data: {source: rows.csv}\nprompts: {short: short.txt, inline: '{question} {answer} {solution} Verdict:'}\n"
+    )
+    ours.write_text(imports.from_wandb_sweep(theirs, ours.parent))
+    assert "../../a/rows.csv" in ours.read_text()
+    read, meant = sweep_file.load(ours), sweep_file.load(theirs)
+    assert (read.data, read.prompts) == (meant.data, meant.prompts)
+    assert read.data.source == str(theirs.parent / "rows.csv")
+    absolute = f"method: bayes\nparameters:\n  r: {{values: [8, 16]}}\ndata: {{source: {theirs.parent}/rows.csv}}\n"
+    theirs.write_text(absolute)
+    assert f"source: {theirs.parent}/rows.csv" in imports.from_wandb_sweep(theirs, ours.parent)

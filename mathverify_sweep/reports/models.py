@@ -47,6 +47,11 @@ class RunRow(Frozen):
     metrics: Metrics | None
     curve: tuple[CurvePoint, ...] = Field((), exclude=True)
 
+    @property
+    def how(self) -> str:
+        """The state in small letters; `imported` for a trial that is complete by a score from elsewhere."""
+        return "imported" if self.state is RunState.COMPLETE and not self.attempts else self.state.lower()
+
 
 class TrialRow(RunRow):
     """A trial with its tuned parameters."""
