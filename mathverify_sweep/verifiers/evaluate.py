@@ -56,7 +56,7 @@ def from_file(verifier: Verifier, file: str, column: str | None) -> Labelled:
         solved, left_out = solved_rows_of(table, verifier.spec.data.columns)
         if not solved:
             raise DataError(
-                f"{file}: none of its {left_out:,} rows has a final number to compare with, so none is left."
+                f"{file}: a row to be solved is correct and has a final number; {left_out:,} have none, no row is left."
             )
         return Labelled(tuple(solved), file, left_out_rows=left_out)
     rows = tuple(rows_of(table, verifier.spec.data.columns))

@@ -102,7 +102,7 @@ def test_of_a_run_that_solves_nothing_but_pass_at_1_is_told_and_how_many_rows_we
     assert "pass@1" in shown
     assert "left out, no final number" in shown
     file.write_text(json.dumps({"question": "Why?", "answer": "It is so."}))
-    with pytest.raises(DataError, match="none of its 1 rows has a final number"):
+    with pytest.raises(DataError, match="has a final number; 1 have none, no row is left"):
         evaluate.from_file(asked, str(file), None)
 
 
