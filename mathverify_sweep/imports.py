@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mathverify_sweep import safe_yaml, sweep_file, wandb_sweep
+from mathverify_sweep import safe_yaml, search_space, sweep_file, wandb_sweep
 from mathverify_sweep.errors import ConfigError, shown
 from mathverify_sweep.search_space import SearchSpace
 from mathverify_sweep.specs import TrainParams
@@ -31,13 +31,18 @@ class Imported:
     kept: tuple[str, ...]
 
 
-def from_wandb_sweep(path: Path) -> str:
-    """A sweep file of ours that means what W&B's does, with a comment for each of its keys. Raises ConfigError."""
+def from_wandb_sweep(path: Path, folder: Path | None = None) -> str:
+    """A sweep file of ours that means what W&B's does, with a comment for each of its keys. Raises ConfigError.
+
+    `folder`: where it will lie, which its relative paths are then relative to; absent: where W&B's lies.
+    """
     raw = sweep_file.read_yaml(path)
     if not wandb_sweep.looks_like(raw):
         raise ConfigError(str(path), ["must be a W&B sweep file, with `method` and `parameters`. It is used as it is."])
     ours, lines = wandb_sweep.read(raw, str(path))
     sweep_file.validate(ours, str(path), path.parent)
+    if folder is not None:
+        ours = sweep_file.moved(ours, path.parent, folder)
     return "".join(f"# {line}\n" for line in lines) + safe_yaml.dump(ours)
 
 
@@ -51,9 +56,11 @@ def from_table(database: Database, study: StudyHandle, path: Path, completed: bo
     kept: dict[str, None] = {}
     for number, cells in enumerate(sweep_file.read_cells(path), 1):
         row = finished(cells, study.config.objective, safe_yaml.load)
-        settings = _as_tuned(study.config.space, row.settings)
         problems = [f"row {number}: {problem}" for problem in row.problems]
-        problems += _problems(study.config.space, settings, f"row {number}")
+        problems += _impossible(row.settings, f"row {number}")
+        settings = row.settings if problems else _as_tuned(study.config.space, row.settings)
+        if not problems:
+            problems = _problems(study.config.space, settings, f"row {number}")
         if completed and not problems:
             problems += _missing(study, settings, row, f"row {number}")
         tuned = {axis.name: settings[axis.name] for axis in study.config.space.axes if axis.name in settings}
@@ -67,6 +74,12 @@ def from_table(database: Database, study: StudyHandle, path: Path, completed: bo
         raise ConfigError(str(path), left_out or ["has no rows."])
     added = imported.add(database, study.config.study, study.config.space, known)
     return Imported(study.config.study, added, tuple(left_out), tuple(kept))
+
+
+def _impossible(settings: Mapping[str, Any], key: str) -> list[str]:
+    """Why no study can have these settings."""
+    rules = {name: search_space.value_problem(name, value) for name, value in settings.items()}
+    return [f"{key}.{name}: {rule}, got {shown(settings[name])}." for name, rule in rules.items() if rule]
 
 
 def _as_tuned(space: SearchSpace, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mathverify_sweep.errors import DataError
-from mathverify_sweep.specs import Metrics, Objective
+from mathverify_sweep.specs import Metrics, Objective, Task
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -32,8 +32,15 @@ class Interval:
     high: float
 
 
-def judge(log_odds: ArrayLike, labels: ArrayLike, groups: Sequence[str], threshold: float | None = None) -> Metrics:
-    """All figures of one model on one split; the threshold is fitted on these rows when none is given.
+def judge(
+    log_odds: ArrayLike,
+    labels: ArrayLike,
+    groups: Sequence[str],
+    threshold: float | None = None,
+    task: Task = "verification",
+) -> Metrics:
+    """All figures of one model on one split; the threshold is fitted on these rows when none is given. Of rows to be
+    solved the accuracy alone, which is pass@1.
 
     Defined here where the usual formula has no value: AUC is 0.5 when all labels are equal (no pair to
     rank); precision, recall and F1 are 0 when nothing was judged True, or nothing is. Log-loss clips probabilities as
@@ -44,12 +51,13 @@ def judge(log_odds: ArrayLike, labels: ArrayLike, groups: Sequence[str], thresho
     true_positives, false_positives = int(np.sum(judged & truth)), int(np.sum(judged & ~truth))
     false_negatives, true_negatives = int(np.sum(~judged & truth)), int(np.sum(~judged & ~truth))
     accuracy = clustered_accuracy(judged == truth, groups)
+    share = {"accuracy": accuracy.estimate, "accuracy_low": accuracy.low, "accuracy_high": accuracy.high}
+    if task == "solving":
+        return Metrics(task=task, rows=len(scores), **share)
     used = fitted_threshold(scores, truth) if threshold is None else threshold
     return Metrics(
         rows=len(scores),
-        accuracy=accuracy.estimate,
-        accuracy_low=accuracy.low,
-        accuracy_high=accuracy.high,
+        **share,
         precision=_share(true_positives, true_positives + false_positives),
         recall=_share(true_positives, true_positives + false_negatives),
         f1=_share(2 * true_positives, 2 * true_positives + false_positives + false_negatives),

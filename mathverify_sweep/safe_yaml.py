@@ -26,7 +26,7 @@ def read_text(path: Path, max_bytes: int = MAX_BYTES) -> str:
         with path.open("rb") as file:
             data = file.read(max_bytes + 1)
         if len(data) > max_bytes:
-            raise ConfigError(str(path), [f"has more than {max_bytes:,} bytes. {_INSTEAD}"])
+            raise ConfigError(str(path), [f"has more than {max_bytes:,} bytes. Write a smaller file."])
         return data.decode("utf-8-sig")
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a NUL in the path
         raise ConfigError(str(path), [f"cannot be read: {error}"]) from None

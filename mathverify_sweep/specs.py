@@ -6,9 +6,16 @@ torch.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 
 from mathverify_sweep import redaction
 from mathverify_sweep.states import EndReason
@@ -218,29 +225,42 @@ Message = Annotated[str, BeforeValidator(_storable)]
 
 
 class Metrics(Frozen):
-    """Figures of one model on one split. The positive class is `True` (the solution is correct)."""
+    """Figures of one model on one split. The positive class is `True` (the solution is correct).
 
+    Of rows to be solved all are correct: accuracy is pass@1, and the figures from `precision` on would say nothing.
+    They keep their defaults then, and are left out wherever the figures go as JSON.
+    """
+
+    task: Task = "verification"
     rows: int
     accuracy: float
     accuracy_low: float = Field(description="lower end of the 95 % interval, clustered by question")
     accuracy_high: float
-    precision: float
-    recall: float
-    f1: float
-    log_loss: float
-    auc: float
-    true_positives: int
-    false_positives: int
-    true_negatives: int
-    false_negatives: int
-    threshold: float = Field(description="on the log-odds, fitted on validation")
-    accuracy_at_threshold: float
+    precision: float = 0.0
+    recall: float = 0.0
+    f1: float = 0.0
+    log_loss: float = 0.0
+    auc: float = 0.0
+    true_positives: int = 0
+    false_positives: int = 0
+    true_negatives: int = 0
+    false_negatives: int = 0
+    threshold: float = Field(0.0, description="on the log-odds, fitted on validation")
+    accuracy_at_threshold: float = 0.0
 
     @property
     def has_classes(self) -> bool:
-        """Whether rows of both classes were judged. Of rows to be solved all are correct: accuracy is pass@1, and the
-        other figures say nothing."""
-        return self.false_positives + self.true_negatives > 0
+        """Whether there are verdicts; of a run that solves there are none."""
+        return self.task == "verification"
+
+    @model_serializer(mode="wrap")
+    def _with_what_says_something(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        told: dict[str, Any] = dump(self)
+        return told if self.has_classes else {name: figure for name, figure in told.items() if name not in OF_VERDICTS}
+
+
+OF_VERDICTS = frozenset(name for name, field in Metrics.model_fields.items() if not field.is_required()) - {"task"}
+"""Figures that only a run that judges has."""
 
 
 class SliceFigures(Frozen):

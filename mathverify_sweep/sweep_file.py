@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import csv
 import difflib
+import io
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +26,8 @@ from mathverify_sweep.specs import TrainParams
 YAML = (".yaml", ".yml")
 MAX_PROBLEMS = 50
 """Problems of a file that are told; of more than these, a person mends the first and looks again."""
+MAX_TABLE_BYTES = 16 * 1024 * 1024
+"""Of a CSV of settings or runs: some 40,000 of them."""
 MAX_RUNGS = 1_000
 """Reports of one trial at even rungs; each is asked of the database."""
 
@@ -96,6 +100,21 @@ def validate(raw: Mapping[str, Any], where: str, folder: Path) -> SweepConfig:
     return config
 
 
+def moved(raw: Mapping[str, Any], folder: Path, to: Path) -> dict[str, Any]:
+    """A file of `folder` as it means the same in the folder `to`: with other relative paths of data and templates."""
+
+    def there(name: str) -> str:
+        return name if Path(name).is_absolute() else os.path.relpath((folder / name).resolve(), to.resolve())
+
+    found = dict(raw)
+    data = raw.get("data", {})
+    if _is_file(str(data.get("source", ""))):
+        found["data"] = {**data, "source": there(data["source"])}
+    if "prompts" in raw:
+        found["prompts"] = {name: text if "{" in text else there(text) for name, text in raw["prompts"].items()}
+    return found
+
+
 def assignments(texts: Sequence[str]) -> dict[str, Any]:
     """`axis=value` texts as a mapping, values read as YAML. Raises ConfigError."""
     found: dict[str, Any] = {}
@@ -124,9 +143,8 @@ def read_table(path: Path) -> list[dict[str, Any]]:
 def read_cells(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV as texts, by the names in its first line. Raises ConfigError."""
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        rows = list(csv.DictReader(io.StringIO(safe_yaml.read_text(path, MAX_TABLE_BYTES), newline="")))
+    except csv.Error as error:
         raise ConfigError(str(path), [f"cannot be read as CSV: {error}"]) from None
     if any(None in row or None in row.values() for row in rows):
         raise ConfigError(str(path), ["every row must have as many cells as the first line has columns."])
@@ -321,6 +339,10 @@ def _template_problems(config: SweepConfig, texts: Mapping[str, str]) -> list[st
 
 def _from_folder(data: DataConfig, folder: Path) -> DataConfig:
     """A local data file named relative to the sweep file becomes absolute, so that workers may start anywhere."""
-    if not re.search(r"\.(parquet|csv|jsonl)$", data.source):
+    if not _is_file(data.source):
         return data
     return data.model_copy(update={"source": str((folder / data.source).resolve())})
+
+
+def _is_file(source: str) -> bool:
+    return re.search(r"\.(parquet|csv|jsonl)$", source) is not None

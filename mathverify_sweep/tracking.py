@@ -150,7 +150,7 @@ class TrackedRun:
         then.
         """
         summary = _summary(self._spec, result)
-        table = tuple(result.metrics.model_dump().items()) if result.metrics else ()
+        table = tuple(result.metrics.model_dump(exclude={"task"}).items()) if result.metrics else ()
         code = 0 if result.end_reason in (EndReason.FINISHED, EndReason.PRUNED) else 1
         self._tracker._put(lambda: self._end(summary, table, code))
 
@@ -214,7 +214,7 @@ _CODE = ("version", "commit", "changed")
 
 def _summary(spec: RunSpec, result: RunResult) -> dict[str, Any]:
     said = result.model_dump(mode="json", exclude={"metrics", "log_odds", "message", "value"}, exclude_none=True)
-    metrics = result.metrics.model_dump() if result.metrics else {}
+    metrics = result.metrics.model_dump(exclude={"task"}) if result.metrics else {}
     value = {} if result.value is None else {str(spec.objective): result.value}
     return {**said, **metrics, **value}
 

@@ -12,7 +12,7 @@ from sqlalchemy.engine import Engine
 from mathverify_sweep import imports, sweep_file
 from mathverify_sweep.config import SweepConfig
 from mathverify_sweep.errors import ConfigError
-from mathverify_sweep.reports import html, rows, terminal
+from mathverify_sweep.reports import figures, html, rows, terminal
 from mathverify_sweep.reports.models import StatusReport, TrialRow
 from mathverify_sweep.specs import RunResult
 from mathverify_sweep.states import EndReason, RunState
@@ -107,6 +107,10 @@ def test_scores_that_count_are_for_the_sampler_and_choose_no_trial(
     report = rows.status(engine, "s")
     assert report.budget.trials_used == 0
     assert report.best_trial is None
+    panel = figures.history(report)
+    assert panel is not None
+    drawn = {trace.name: list(trace.y) for trace in panel.figure.data if trace.x[0] is not None}
+    assert drawn == {"imported": [0.81, 0.74]}, "no run here has a value, so none is the best so far"
     shown = terminal.status(report)
     html.write(engine, "s", tmp_path / "report.html", NOW)
     assert shown
@@ -125,6 +129,17 @@ def test_scores_that_count_are_for_the_sampler_and_choose_no_trial(
         ("x,finished,1e-4,16,32,4,4,linear,,paged_adamw,,0.8", "row 3: no column is a score for validation_accuracy"),
         ("x,finished,,16,32,4,4,linear,,paged_adamw,0.8,", "row 3.learning_rate: a complete trial has a value"),
         ("x,finished,1e-4,16,32,4,4,linear,,paged_adamw,good,", "row 3: eval/accuracy: a score is a number"),
+        ("x,finished,1e-4,16,32,4,4,linear,,paged_adamw,81.0,", "row 3: eval/accuracy: a score is a share from 0 to 1"),
+        ("x,finished,1e-4,16,32,4,4,linear,,paged_adamw,.inf,", "row 3: eval/accuracy: a score is a share"),
+        ("x,finished,1e-4,16,32,4,4,linear,,paged_adamw,.nan,", "row 3: eval/accuracy: a score is a share"),
+        (
+            "x,finished,1e-4,0,32,4,4,linear,,paged_adamw,0.8,",
+            "row 3.lora_r: input should be greater than",
+        ),
+        ("x,finished,1e-4,.inf,32,4,4,linear,,paged_adamw,0.8,", "row 3.lora_r: input should be a valid integer"),
+        ("x,finished,1e-4,16,x,4,4,linear,,paged_adamw,0.8,", "row 3.lora_alpha: input should be a valid number"),
+        ("x,finished,1e-4,16,32,4,4,[linear,,paged_adamw,0.8,", "row 3: lr_scheduler: not YAML"),
+        ("x,finished,null,16,32,4,4,linear,,paged_adamw,0.8,", "row 3.learning_rate: a complete trial has a value"),
     ],
 )
 def test_a_row_that_the_study_cannot_have_is_left_out_and_it_says_why(
@@ -134,6 +149,24 @@ def test_a_row_that_the_study_cannot_have_is_left_out_and_it_says_why(
     assert found.added == 2
     assert len(found.left_out) == 1
     assert found.left_out[0].startswith(why)
+
+
+@sqlite_only
+@pytest.mark.parametrize(("loss", "added"), [("1.7", 1), ("-0.1", 0), (".inf", 0), ("9" * 400, 0)])
+def test_a_log_loss_goes_above_1_but_not_below_0_and_is_finite(
+    engine: Engine, tmp_path: Path, loss: str, added: int
+) -> None:
+    raw = {"study": "s", "objective": "validation_log_loss", "search_space": {"lora_r": {"choices": [8, 16]}}}
+    create(engine, SweepConfig.model_validate(raw), "f", NOW)
+    file = written(tmp_path, f"r,val_loss\n8,0.5\n16,{loss}\n")
+    with open_study(engine, "s") as study:
+        assert imports.from_table(engine, study, file, completed=True).added == 1 + added
+
+
+def test_a_table_that_is_too_large_is_not_read(tmp_path: Path) -> None:
+    file = written(tmp_path, "r\n" + "8\n" * (sweep_file.MAX_TABLE_BYTES // 2))
+    with pytest.raises(ConfigError, match="more than 16,777,216 bytes"):
+        sweep_file.read_cells(file)
 
 
 @sqlite_only
@@ -153,3 +186,22 @@ def test_a_wandb_file_becomes_a_file_of_ours_that_means_the_same(tmp_path: Path)
     assert "# parameters.lr: learning_rate, float 1e-05 to 0.001" in ours.read_text()
     with pytest.raises(ConfigError, match="must be a W&B sweep file"):
         imports.from_wandb_sweep(ours)
+
+
+def test_a_wandb_file_that_is_written_elsewhere_means_the_same_rows_and_templates(tmp_path: Path) -> None:
+    theirs, ours = tmp_path / "a" / "theirs.yaml", tmp_path / "b" / "c" / "ours.yaml"
+    theirs.parent.mkdir()
+    ours.parent.mkdir(parents=True)
+    (theirs.parent / "short.txt").write_text("{question} {answer} {solution} True or False?")
+    theirs.write_text(
+        "method: bayes\nparameters:\n  r: {values: [8, 16]}\n"
+        "data: {source: rows.csv}\nprompts: {short: short.txt, inline: '{question} {answer} {solution} Verdict:'}\n"
+    )
+    ours.write_text(imports.from_wandb_sweep(theirs, ours.parent))
+    assert "../../a/rows.csv" in ours.read_text()
+    read, meant = sweep_file.load(ours), sweep_file.load(theirs)
+    assert (read.data, read.prompts) == (meant.data, meant.prompts)
+    assert read.data.source == str(theirs.parent / "rows.csv")
+    absolute = f"method: bayes\nparameters:\n  r: {{values: [8, 16]}}\ndata: {{source: {theirs.parent}/rows.csv}}\n"
+    theirs.write_text(absolute)
+    assert f"source: {theirs.parent}/rows.csv" in imports.from_wandb_sweep(theirs, ours.parent)

@@ -15,8 +15,8 @@ from typing import Any
 import psutil
 import pytest
 
-from mathverify_sweep import environment
-from mathverify_sweep.specs import BaseModelSpec, DataSpec, Metrics, RunResult, RunSpec, TrainParams
+from mathverify_sweep import environment, tracking
+from mathverify_sweep.specs import OF_VERDICTS, BaseModelSpec, DataSpec, Metrics, RunResult, RunSpec, TrainParams
 from mathverify_sweep.states import EndReason
 from mathverify_sweep.tracking import QUEUE_LIMIT, Tracker, TrackingSettings
 
@@ -76,6 +76,13 @@ def silent_server() -> Iterator[str]:
     """A server that accepts connections and never says a word."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+def test_of_a_run_that_solves_the_summary_has_pass_at_1_and_no_figures_of_verdicts() -> None:
+    solved = Metrics(task="solving", rows=200, accuracy=0.9, accuracy_low=0.85, accuracy_high=0.94)
+    told = tracking._summary(spec(), result(EndReason.FINISHED).model_copy(update={"metrics": solved}))
+    assert (told["accuracy"], told["rows"]) == (0.9, 200)
+    assert not OF_VERDICTS & told.keys()
 
 
 def test_an_offline_run_holds_config_curves_summary_and_lineage(tmp_path: Path) -> None:

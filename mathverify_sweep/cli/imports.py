@@ -29,7 +29,7 @@ def wandb_sweep(
     """A W&B sweep file as one of ours, to go on from: every key has a comment that says what it was read as."""
     from mathverify_sweep import imports
 
-    text = imports.from_wandb_sweep(file)
+    text = imports.from_wandb_sweep(file, None if target is None else target.parent)
     if target is None:
         typer.echo(text, nl=False)
         return

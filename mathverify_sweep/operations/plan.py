@@ -98,7 +98,7 @@ def _parts(config: SweepConfig, stages: Sequence[PlannedStage], found: Found, wo
     validation, count, top = found.rates.validation_rows, config.trials, config.promotion.top
     busy = min(workers, count)
     kinds = {"trials, none pruned": expected.unpruned(config)}
-    if config.rungs:
+    if config.pruner.type != "none":
         kinds["trials, pruned"] = expected.pruned(config)
     for name, trials in kinds.items():
         part = _part(name, work_of_trials(config, trials, validation), busy, count / busy, found)

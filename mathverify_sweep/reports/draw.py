@@ -25,6 +25,8 @@ STATE_COLOURS = {
     RunState.RUNNING: GREEN,
     RunState.WAITING: GREY,
 }
+SYMBOLS = {"complete": "circle", "imported": "circle-open"}
+"""Of marks by their name; the others are crosses."""
 AXIS = {"automargin": True, "zeroline": False, "exponentformat": "power"}
 
 
@@ -75,7 +77,7 @@ def marks(name: str, trials: Sequence[TrialRow], at: Sequence[Any], state: RunSt
         mode="markers",
         marker={
             "color": STATE_COLOURS[state],
-            "symbol": "circle" if state is RunState.COMPLETE else "x-thin-open",
+            "symbol": SYMBOLS.get(name, "x-thin-open"),
             "size": 9,
         },
         text=[f"trial {trial.number}<br>{hover(trial)}" for trial in trials],
@@ -148,7 +150,7 @@ def menu(names: Sequence[str], axes: Sequence[dict[str, Any]], per_name: int) ->
 
 def hover(run: RunRow) -> str:
     """What a mark says beside its value. Plotly reads text as HTML, and names come from people."""
-    parts = [f"{run.end_reason or run.state.lower()} after {run.rows_seen:,} rows, {run.seconds / 60:.1f} min"]
+    parts = [f"{run.end_reason or run.how} after {run.rows_seen:,} rows, {run.seconds / 60:.1f} min"]
     if isinstance(run, TrialRow):
         parts += [f"{words(name)}: {_short(value)}" for name, value in run.params.items()]
     return "<br>".join(parts)

@@ -19,6 +19,8 @@ from mathverify_sweep.specs import Objective, SliceFigures
 from mathverify_sweep.states import RunState
 
 ENDED_FIRST = (RunState.COMPLETE, RunState.PRUNED, RunState.FAIL, RunState.RUNNING)
+KINDS = {state.lower(): state for state in ENDED_FIRST} | {"imported": RunState.COMPLETE}
+"""How trials that have a value came to it, by `TrialRow.how`."""
 BASELINE_DASHES = ("dot", "dash", "dashdot")
 MOST_ON_THE_BOARD = 20
 
@@ -106,15 +108,15 @@ def forgetting(report: StatusReport) -> Panel | None:
 
 
 def history(report: StatusReport) -> Panel | None:
-    """The objective of every trial in order, and the best so far."""
+    """The objective of every trial in order, and the best so far of those that ran here."""
     with_value = [trial for trial in report.trials if trial.value is not None]
     if not with_value:
         return None
     traces = []
-    for state in ENDED_FIRST:
-        of_state = [trial for trial in with_value if trial.state is state]
-        if of_state:
-            traces.append(draw.marks(state.lower(), of_state, [trial.number for trial in of_state], state))
+    for kind, state in KINDS.items():
+        of_kind = [trial for trial in with_value if trial.how == kind]
+        if of_kind:
+            traces.append(draw.marks(kind, of_kind, [trial.number for trial in of_kind], state))
     numbers, best = _best_so_far(with_value, higher=metrics.higher_is_better(report.objective))
     if numbers:
         line = {"color": draw.BLUE, "width": 1.5, "shape": "hv"}
@@ -157,14 +159,14 @@ def slices(report: StatusReport) -> Panel | None:
     for name in names:
         having = [trial for trial in with_value if name in trial.params]
         axes.append(draw.axis_of(name, [trial.params[name] for trial in having]))
-        for state in ENDED_FIRST:
-            of_state = [trial for trial in having if trial.state is state]
-            at = [draw.plain(trial.params[name]) for trial in of_state]
-            trace = draw.marks(state.lower(), of_state, at, state)
-            trace.update(visible=name == names[0], showlegend=bool(of_state))
+        for kind, state in KINDS.items():
+            of_kind = [trial for trial in having if trial.how == kind]
+            at = [draw.plain(trial.params[name]) for trial in of_kind]
+            trace = draw.marks(kind, of_kind, at, state)
+            trace.update(visible=name == names[0], showlegend=bool(of_kind))
             traces.append(trace)
     figure = draw.figure(traces, "", draw.words(report.objective))
-    figure.update_layout(xaxis=axes[0], margin={"t": 72}, updatemenus=[draw.menu(names, axes, len(ENDED_FIRST))])
+    figure.update_layout(xaxis=axes[0], margin={"t": 72}, updatemenus=[draw.menu(names, axes, len(KINDS))])
     caption = "Each mark is a trial; those that did not finish stand at the value of their last rung."
     return Panel("slices", "Parameters", caption, figure)
 
@@ -292,7 +294,7 @@ def _best_so_far(trials: Sequence[TrialRow], higher: bool) -> tuple[list[int], l
     numbers: list[int] = []
     best: list[float] = []
     for trial in trials:
-        if trial.state is RunState.COMPLETE and trial.value is not None:
+        if trial.how == "complete" and trial.value is not None:
             before = best[-1] if best else trial.value
             numbers.append(trial.number)
             best.append(max(before, trial.value) if higher else min(before, trial.value))

@@ -195,7 +195,7 @@ def _lineage(found: tuple[str, str]) -> str:
 
 
 def _ending(run: RunRow) -> list[Cell]:
-    why = str(run.end_reason).replace("_", " ") if run.end_reason else run.state.lower()
+    why = str(run.end_reason).replace("_", " ") if run.end_reason else run.how
     return [_text(why), _figure(run.value)]
 
 

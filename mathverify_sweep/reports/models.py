@@ -47,6 +47,11 @@ class RunRow(Frozen):
     metrics: Metrics | None
     curve: tuple[CurvePoint, ...] = Field((), exclude=True)
 
+    @property
+    def how(self) -> str:
+        """The state in small letters; `imported` for a trial that is complete by a score from elsewhere."""
+        return "imported" if self.state is RunState.COMPLETE and not self.attempts else self.state.lower()
+
 
 class TrialRow(RunRow):
     """A trial with its tuned parameters."""
@@ -181,6 +186,7 @@ class Evaluation(Metrics):
     where: str = Field(description="a split, or the file")
     intervals: dict[str, Interval] = Field(description="95 %, clustered by question, by the name of the figure")
     parts: dict[str, tuple[Part, ...]] = Field(description="by length of the solution, and by a column of the file")
+    left_out_rows: int = Field(0, description="of a file to be solved: rows without a final number to compare with")
 
 
 class Sampled(Frozen):
@@ -189,6 +195,7 @@ class Sampled(Frozen):
     run_ids: tuple[str, ...]
     where: str = Field(description="a split, or the file")
     rows: int
+    left_out_rows: int = Field(0, description="of a file to be solved: rows without a final number to compare with")
     samples: int = Field(description="solutions of each row")
     temperature: float
     figures: dict[str, Interval] = Field(description="95 %, clustered by question, by the name of the figure")

@@ -177,9 +177,7 @@ def _line(title: str, run: RunRow) -> Text:
 def _state(run: RunRow) -> Text:
     """Why it ended says more than how, unless it just finished."""
     plain = run.end_reason in (None, EndReason.FINISHED, EndReason.PRUNED)
-    text = run.state.lower() if plain or run.end_reason is None else str(run.end_reason).replace("_", " ")
-    if run.state is RunState.COMPLETE and not run.attempts:
-        text = "imported"
+    text = run.how if plain or run.end_reason is None else str(run.end_reason).replace("_", " ")
     tries = f", try {run.attempts}" if run.attempts > 1 else ""
     return Text(text + tries, style=STYLES[run.state])
 

@@ -24,6 +24,8 @@ def evaluation(found: Evaluation) -> RenderableType:
     """All figures of a verifier on a split or a file, and where it errs."""
     table = table_of("figure", "value", "95 %")
     table.add_row("rows", f"{found.rows:,}", "")
+    if found.left_out_rows:
+        table.add_row("left out, no final number", f"{found.left_out_rows:,}", "")
     if found.has_classes:
         _judged(table, found)
     else:
@@ -40,6 +42,8 @@ def evaluation(found: Evaluation) -> RenderableType:
 def sampled(found: Sampled) -> RenderableType:
     """What several solutions of each row come to."""
     table = table_of("figure", "value", "95 %")
+    if found.left_out_rows:
+        table.add_row("rows left out, no final number", f"{found.left_out_rows:,}", "")
     for name, figure in found.figures.items():
         table.add_row(name, f"{figure.estimate:.4f}", _ends(figure))
     drawn = f"{found.samples} solutions of each of {found.rows:,} rows, temperature {found.temperature:g}"

@@ -111,5 +111,5 @@ def _drawings(page: Page) -> Iterator[tuple[str, str]]:
     if losses or values:
         objective = page.run.spec.objective if page.run.spec else "value"
         yield "learning_curve.svg", drawings.learning_curve(losses, values, objective)
-    if result is not None and result.metrics is not None:
+    if result is not None and result.metrics is not None and result.metrics.has_classes:
         yield "confusion_matrix.svg", drawings.confusion_matrix(result.metrics)

@@ -6,6 +6,7 @@ Plays with Optuna in memory; opens no database.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import optuna
@@ -29,29 +30,38 @@ class Trials:
     finished: float
 
 
+@dataclass(frozen=True)
+class _Length:
+    """Of one trial: rows that it trains unless it is pruned, and the rungs below them. `max_steps` makes it short."""
+
+    rows: int
+    rungs: tuple[int, ...]
+
+
 def settings(config: SweepConfig, count: int) -> tuple[TrainParams, ...]:
     """Points that fill the search space evenly, whatever the study's sampler is."""
-    if not config.space.axes:
-        return (config.space.params({}),) * count
-    study = _in_memory(config)
-    study.sampler = space.SobolSampler(config.space, config.sampler.seed, config.sampler.seed)
-    return tuple(config.space.params(space.suggest(study.ask(), config.space)) for _ in range(count))
+    return _asked(config, _evenly(config), count)
 
 
 def unpruned(config: SweepConfig) -> Trials:
     """Every trial comes to its end."""
-    trials = config.trials
-    return Trials(trials * config.data.train_rows, trials * len(config.rungs), trials)
+    lengths = _lengths(config)
+    share = config.trials / len(lengths)
+    return Trials(
+        rows=share * sum(one.rows for one in lengths),
+        looks=share * sum(len(one.rungs) for one in lengths),
+        finished=config.trials,
+    )
 
 
 def pruned(config: SweepConfig) -> Trials:
     """The mean over studies in which trials come one after another, a good one as likely late as early, and one that is
     ahead at a rung is ahead at the next. The study's own pruner decides.
     """
-    count = min(config.trials, MOST_TRIALS)
+    lengths = _lengths(config)
     dice = random.Random(config.sampler.seed)
-    played = [_played(config, [dice.random() for _ in range(count)]) for _ in range(REPEATS)]
-    share = config.trials / count / REPEATS
+    played = [_played(config, lengths, [dice.random() for _ in lengths]) for _ in range(REPEATS)]
+    share = config.trials / len(lengths) / REPEATS
     return Trials(
         rows=share * sum(one.rows for one in played),
         looks=share * sum(one.looks for one in played),
@@ -59,20 +69,41 @@ def pruned(config: SweepConfig) -> Trials:
     )
 
 
-def _played(config: SweepConfig, values: list[float]) -> Trials:
+def _lengths(config: SweepConfig) -> list[_Length]:
+    """Of the study's trials, MOST_TRIALS at most: what is enqueued, then settings from all over the space."""
+    study = _evenly(config)
+    for settings in config.enqueue:
+        study.enqueue_trial(dict(settings))
+    every = _asked(config, study, min(config.trials, MOST_TRIALS))
+    specs = (config.trial_spec(number, params, "") for number, params in enumerate(every))
+    return [_Length(spec.train_rows, spec.rungs) for spec in specs]
+
+
+def _asked(config: SweepConfig, study: optuna.Study, count: int) -> tuple[TrainParams, ...]:
+    return tuple(config.space.params(space.suggest(study.ask(), config.space)) for _ in range(count))
+
+
+def _evenly(config: SweepConfig) -> optuna.Study:
+    study = _in_memory(config)
+    if config.space.axes:
+        study.sampler = space.SobolSampler(config.space, config.sampler.seed, config.sampler.seed)
+    return study
+
+
+def _played(config: SweepConfig, lengths: Sequence[_Length], values: Sequence[float]) -> Trials:
     study = _in_memory(config)
     rows = looks = finished = 0
-    for value in values:
+    for length, value in zip(lengths, values, strict=True):
         trial = study.ask()
-        seen = config.data.train_rows
-        for rung in config.rungs:
+        seen = length.rows
+        for rung in length.rungs:
             looks += 1
             trial.report(value, rung)
             if trial.should_prune():
                 seen = rung
                 break
         rows += seen
-        ended = seen == config.data.train_rows
+        ended = seen == length.rows
         finished += ended
         state = optuna.trial.TrialState.COMPLETE if ended else optuna.trial.TrialState.PRUNED
         study.tell(trial, value if ended else None, state=state)

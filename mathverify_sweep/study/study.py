@@ -360,6 +360,6 @@ def _same(settings: Mapping[str, Value]) -> str:
 def _attributes(result: RunResult, run_id: str | None) -> dict[str, Any]:
     """What a trial's user attributes say of its last run."""
     about = {_END_REASON: result.end_reason.value, _MESSAGE: result.message or None, _RUN_ID: run_id}
-    figures = result.metrics.model_dump() if result.metrics else {}
+    figures = result.metrics.model_dump(exclude={"task"}) if result.metrics else {}
     spent = {"rows_seen": result.rows_seen, "train_seconds": round(result.train_seconds, 1)}
     return {name: value for name, value in {**about, **figures, **spent}.items() if value is not None}

@@ -204,9 +204,8 @@ class Course:
         odds = evaluate(count)
         if not all(map(math.isfinite, odds)):
             raise TrainingEnded(EndReason.DIVERGED, f"log-odds are not numbers after {self._last_step.rows_seen} rows")
-        # Whether a row is solved is no score, so there is no threshold to fit.
-        threshold = None if self._material.answers is None else 0.0
-        judged = metrics.judge(odds, self._material.labels[:count], self._material.groups[:count], threshold)
+        labels, questions = self._material.labels[:count], self._material.groups[:count]
+        judged = metrics.judge(odds, labels, questions, task=self._spec.data.task)
         self._last_value = metrics.objective_value(judged, self._spec.objective)
         self._eval_seconds += self._clock() - began
         return judged, tuple(odds)

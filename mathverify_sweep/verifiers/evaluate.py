@@ -35,12 +35,16 @@ SOURCE = "source"
 
 @dataclass(frozen=True)
 class Labelled:
-    """Rows to evaluate on; `kinds` has a word per row when there is a column to tell them apart by."""
+    """Rows to evaluate on; `kinds` has a word per row when there is a column to tell them apart by.
+
+    `left_out_rows`: of rows to be solved, those that have no final number to compare with.
+    """
 
     rows: tuple[Row, ...]
     where: str
     column: str | None = None
     kinds: tuple[str, ...] = ()
+    left_out_rows: int = 0
 
 
 def from_file(verifier: Verifier, file: str, column: str | None) -> Labelled:
@@ -49,7 +53,12 @@ def from_file(verifier: Verifier, file: str, column: str | None) -> Labelled:
     if verifier.spec.data.task == "solving":
         if column:
             raise DataError(f"{file}: solved rows are broken down by length only. Leave out --by")
-        return Labelled(tuple(solved_rows_of(table, verifier.spec.data.columns)[0]), file)
+        solved, left_out = solved_rows_of(table, verifier.spec.data.columns)
+        if not solved:
+            raise DataError(
+                f"{file}: a row to be solved is correct and has a final number; {left_out:,} have none, no row is left."
+            )
+        return Labelled(tuple(solved), file, left_out_rows=left_out)
     rows = tuple(rows_of(table, verifier.spec.data.columns))
     column = column or (SOURCE if SOURCE in table.columns else None)
     kinds = tuple(map(str, column_of(table, column, "--by"))) if column else ()
@@ -76,10 +85,11 @@ def evaluation(verifier: Verifier, labelled: Labelled, odds: Floats) -> Evaluati
     """Figures from log-odds, in the rows' order."""
     labels = np.array([row.is_correct for row in labelled.rows])
     questions = groups(labelled.rows)
-    found = metrics.judge(odds, labels, questions, threshold=verifier.threshold)
+    found = metrics.judge(odds, labels, questions, verifier.threshold, verifier.spec.data.task)
     right = (odds >= verifier.threshold) == labels
-    accuracy = Interval(found.accuracy, found.accuracy_low, found.accuracy_high)
-    intervals = resampling.bootstrap_intervals(odds, labels, questions, verifier.threshold)
+    intervals = {"accuracy": Interval(found.accuracy, found.accuracy_low, found.accuracy_high)}
+    if found.has_classes:
+        intervals |= resampling.bootstrap_intervals(odds, labels, questions, verifier.threshold)
     parts = {"length": _parts(_lengths(labelled.rows), right, questions)}
     if labelled.column:
         parts[labelled.column] = _parts(labelled.kinds, right, questions)
@@ -87,8 +97,9 @@ def evaluation(verifier: Verifier, labelled: Labelled, odds: Floats) -> Evaluati
         **found.model_dump(),
         run_ids=verifier.run_ids,
         where=labelled.where,
-        intervals={"accuracy": accuracy, **intervals},
+        intervals=intervals,
         parts=parts,
+        left_out_rows=labelled.left_out_rows,
     )
 
 

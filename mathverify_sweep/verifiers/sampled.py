@@ -22,6 +22,8 @@ def sampled(
     verifier: Verifier, labelled: Labelled, output: Path, judge: Judge, samples: int, temperature: float
 ) -> Sampled:
     """Figures of `samples` solutions of each row, drawn at a temperature. Nothing is kept. Raises StudyError."""
+    if len(verifier.models) > 1:
+        raise StudyError(f"solutions are drawn from one run at a time, got {len(verifier.models)}. Name one.")
     (model,) = verifier.models
     if model.spec.data.task != "solving":
         raise StudyError(f"run {model.run.run_id} judges solutions and writes none, so there is nothing to draw.")
@@ -38,6 +40,7 @@ def sampled(
         run_ids=verifier.run_ids,
         where=labelled.where,
         rows=len(labelled.rows),
+        left_out_rows=labelled.left_out_rows,
         samples=samples,
         temperature=temperature,
         figures={name: metrics.clustered_accuracy(share, questions) for name, share in shares.items()},

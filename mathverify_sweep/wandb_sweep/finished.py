@@ -6,10 +6,12 @@ are neither a setting nor the score are kept as they are: they say where the run
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from mathverify_sweep.errors import ConfigError
 from mathverify_sweep.specs import Objective
 from mathverify_sweep.wandb_sweep.names import ACCUMULATION, ALIASES, MICRO_BATCH, OBJECTIVES, READ_SPLITS, spelled
 from mathverify_sweep.wandb_sweep.parameters import ours
@@ -26,7 +28,8 @@ class Finished:
 
 
 def finished(cells: Mapping[str, str], objective: Objective, parse: Callable[[str, str], Any]) -> Finished:
-    """Read one row. `parse`: the value of a cell's text, given its column for messages.
+    """Read one row. `parse`: the value of a cell's text, given its column for messages; it may raise ConfigError. A
+    cell that is empty or null says nothing.
 
     `test_accuracy` and the like are no score: trials are ranked on validation.
     """
@@ -34,17 +37,23 @@ def finished(cells: Mapping[str, str], objective: Objective, parse: Callable[[st
     factors: dict[str, Any] = {}
     for column, text in cells.items():
         name = spelled(column.removeprefix("config."))
-        if text == "":
+        if not (name in (*MICRO_BATCH, *ACCUMULATION, *ALIASES) or _is_score(name, objective)):
+            found.rest |= {column: text} if text else {}
             continue
-        if name in (*MICRO_BATCH, *ACCUMULATION):
-            _take(found, factors, "a" if name in ACCUMULATION else "b", column, parse(text, column))
-        elif name in ALIASES:
+        try:
+            value = parse(text, column)
+        except ConfigError as error:
+            found.problems += [f"{column}: {problem}" for problem in error.problems]
+            continue
+        if value is None:
+            continue
+        if name in ALIASES:
             axis = ALIASES[name]
-            _take(found, found.settings, axis, column, ours(axis, [parse(text, column)])[0])
+            _take(found, found.settings, axis, column, ours(axis, [value])[0])
         elif _is_score(name, objective):
-            _take_score(found, column, parse(text, column))
+            _take_score(found, column, value, objective)
         else:
-            found.rest[column] = text
+            _take(found, factors, "a" if name in ACCUMULATION else "b", column, value)
     if factors:
         _multiply(found, factors)
     return found
@@ -61,11 +70,15 @@ def _take(found: Finished, into: dict[str, Any], key: str, column: str, value: A
     into[key] = value
 
 
-def _take_score(found: Finished, column: str, value: Any) -> None:
+def _take_score(found: Finished, column: str, value: Any, objective: Objective) -> None:
     if found.score is not None:
         found.problems.append(f"{column}: another column is the score too. Keep one of them.")
     elif not isinstance(value, int | float) or isinstance(value, bool):
         found.problems.append(f"{column}: a score is a number, got {value!r}.")
+    elif objective == "validation_log_loss" and not 0 <= value <= sys.float_info.max:
+        found.problems.append(f"{column}: a log-loss is a finite number from 0 on, got {value}.")
+    elif objective != "validation_log_loss" and not 0 <= value <= 1:
+        found.problems.append(f"{column}: a score is a share from 0 to 1, got {value}. Divide percents by 100.")
     else:
         found.score = float(value)
 

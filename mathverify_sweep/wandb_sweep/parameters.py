@@ -109,7 +109,7 @@ def ours(axis: str, values: Iterable[Any]) -> list[Any]:
     """Values in our spelling; 8.0 is a whole number where the axis takes whole numbers."""
     names = VALUES.get(axis, {})
     whole = TrainParams.model_fields[axis].annotation is int
-    tidy = [int(v) if whole and isinstance(v, float) and v == int(v) else v for v in values]
+    tidy = [int(v) if whole and isinstance(v, float) and v.is_integer() else v for v in values]
     return [names.get(v.lower(), v) if isinstance(v, str) else v for v in tidy]
 
 

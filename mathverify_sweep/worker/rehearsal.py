@@ -233,7 +233,7 @@ class _Run:
     def _look(self, count: int | None) -> tuple[Metrics, tuple[float, ...]]:
         rows = self._data.validation[:count]
         odds = _log_odds(self._spec, self._learned_before + self._rows, rows)
-        judged = metrics.judge(odds, [row.is_correct for row in rows], dataset.groups(rows))
+        judged = metrics.judge(odds, [row.is_correct for row in rows], dataset.groups(rows), task=self._spec.data.task)
         self._value = metrics.objective_value(judged, self._spec.objective)
         return judged, odds
 

@@ -10,9 +10,10 @@ import pytest
 
 from mathverify_sweep.config import PromotionConfig
 from mathverify_sweep.operations import plan
-from mathverify_sweep.rates import Work
+from mathverify_sweep.rates import Rates, Work
 from mathverify_sweep.specs import RunSpec
 from mathverify_sweep.study import expected, plans
+from mathverify_sweep.worker.measuring import Found
 from tests.example_study import config
 from tests.flows.commands import SWEEP, Shell, ended
 
@@ -42,6 +43,20 @@ def test_stages_train_their_rows_each_and_are_judged_each(spec: RunSpec) -> None
 def test_a_cooldown_does_not_train_its_trunk_again(spec: RunSpec) -> None:
     work = promoted(spec, plan="trunk", cooldown_share=0.2)
     assert work == Work(runs=4, rows_trained=800 + 100 + 200, rows_judged=1_200)
+
+
+@pytest.mark.parametrize(
+    ("pruner", "names"), [("none", ["trials, none pruned"]), ("asha", ["trials, none pruned", "trials, pruned"])]
+)
+def test_trials_that_look_at_rungs_are_told_as_pruned_only_where_a_pruner_is(
+    spec: RunSpec, pruner: str, names: list[str]
+) -> None:
+    study = config(pruner={"type": pruner, "min_rows": 200})
+    rates = Rates(slots=1, alone=9, together=9, judged=9, run_seconds=1, first_seconds=1, validation_rows=300)
+    found = Found(rates, "packed", None, "", load_seconds=1, peak_bytes=1, device_bytes=2)
+    parts = plan._parts(study, plans.plan(spec, 1_000, study.promotion), found, 1)
+    assert study.rungs
+    assert [part.name for part in parts][:-1] == names
 
 
 @pytest.mark.slow

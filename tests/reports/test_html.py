@@ -121,7 +121,7 @@ def test_slices_offer_every_parameter_and_scale_each_axis(database: Engine) -> N
     buttons = panel.figure.layout.updatemenus[0].buttons
     assert [button.label for button in buttons] == ["learning rate", "lora r", "lr scheduler type", "lr decay share"]
     assert [button.args[1]["xaxis.type"] for button in buttons] == ["log", "linear", "category", "linear"]
-    assert all(sum(button.args[0]["visible"]) == len(figures.ENDED_FIRST) for button in buttons)
+    assert all(sum(button.args[0]["visible"]) == len(figures.KINDS) for button in buttons)
 
 
 def test_what_is_kept_of_a_slice_is_drawn_from_the_second_look_on(database: Engine) -> None:

@@ -32,7 +32,7 @@ sqlite_only = pytest.mark.parametrize("backend", ["sqlite"])
 def figures() -> Metrics:
     numbers: dict[str, Any] = dict.fromkeys(Metrics.model_fields, 0.5)
     counts = {"true_positives": 40, "false_positives": 10, "true_negatives": 45, "false_negatives": 5}
-    return Metrics.model_validate(numbers | counts | {"rows": 100, "accuracy": 0.85})
+    return Metrics.model_validate(numbers | counts | {"task": "verification", "rows": 100, "accuracy": 0.85})
 
 
 @pytest.fixture

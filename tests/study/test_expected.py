@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from mathverify_sweep import sweep_file
 from mathverify_sweep.config import SweepConfig
 from mathverify_sweep.study import expected
 
@@ -47,6 +48,26 @@ def test_without_a_pruner_every_trial_trains_all_its_rows() -> None:
     silent, told = config(type="none", min_rows=None), config(type="none")
     assert expected.pruned(silent) == expected.unpruned(silent) == expected.Trials(310_000, 0, 31)
     assert expected.pruned(told) == expected.unpruned(told) == expected.Trials(310_000, 31 * 3, 31)
+
+
+def test_a_trial_is_as_long_as_its_own_steps_and_looks_at_the_rungs_below_its_end() -> None:
+    enqueue = [{"max_steps": 1, "effective_batch_size": 8}, {"max_steps": 300, "effective_batch_size": 16}]
+    raw = {
+        "study": "s",
+        "search_space": {"max_steps": {"choices": [1, 300, 400]}, "effective_batch_size": {"choices": [8, 16]}},
+        "enqueue": enqueue,
+        "data": {"train_rows": 6_400},
+        "pruner": {"type": "none", "min_rows": 1_600},
+        "budget": {"trials": 2},
+    }
+    two = SweepConfig.model_validate(raw)
+    assert expected.unpruned(two) == expected.pruned(two) == expected.Trials(8 + 4_800, 2, 2)
+    more = expected.unpruned(SweepConfig.model_validate(raw | {"budget": {"trials": 8}}))
+    assert 4_808 < more.rows < 4_808 + 6 * 6_400, "the others are drawn"
+
+
+def test_the_published_ladder_trains_what_its_trials_say() -> None:
+    assert expected.unpruned(sweep_file.require("published/000/sweep")).rows == 49_608
 
 
 def test_at_the_first_rung_trials_are_pruned_as_often_as_the_rule_of_asha_says() -> None:

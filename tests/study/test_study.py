@@ -293,7 +293,7 @@ def test_telling_twice_keeps_what_was_told_first(engine: Engine, handle: StudyHa
 
 @sqlite_only
 def test_a_trial_carries_its_metrics_and_why_it_ended(engine: Engine, handle: StudyHandle) -> None:
-    figures = dict.fromkeys(Metrics.model_fields, 1) | {"accuracy": 0.9, "auc": 0.95}
+    figures = dict.fromkeys(Metrics.model_fields, 1) | {"task": "verification", "accuracy": 0.9, "auc": 0.95}
     result = finished(0.9).model_copy(update={"metrics": Metrics.model_validate(figures), "rows_seen": 800})
     handle.tell(asked(handle).trial_number, result, "abc")
     attrs = views.trials(engine, "s")[0].user_attrs

@@ -11,7 +11,7 @@ from mathverify_sweep.data import dataset
 from mathverify_sweep.data.encode import encode_solving
 from mathverify_sweep.data.prompts import SOLVING
 from mathverify_sweep.data.solving import written
-from mathverify_sweep.specs import RunSpec
+from mathverify_sweep.specs import RunResult, RunSpec
 from mathverify_sweep.states import EndReason
 from mathverify_sweep.training import solve
 from mathverify_sweep.training.engine import PackedEngine
@@ -84,9 +84,11 @@ def test_a_run_that_solves_ends_with_pass_at_1_and_an_adapter(place: Place, tmp_
     result = trained(ReferenceEngine("cpu"), solving(place, rungs=(24,), rung_rows=5), tmp_path, Recorder())
     assert result.end_reason is EndReason.FINISHED
     assert result.metrics is not None
-    assert result.value == result.metrics.accuracy == result.metrics.accuracy_at_threshold
+    assert result.value == result.metrics.accuracy
     assert set(result.log_odds) <= {-1.0, 1.0}
-    assert result.metrics.threshold == 0
+    told = result.model_dump(mode="json")["metrics"]
+    assert set(told) == {"task", "rows", "accuracy", "accuracy_low", "accuracy_high"}, "the others would say nothing"
+    assert RunResult.model_validate_json(result.model_dump_json()) == result
 
 
 def test_a_stage_that_solves_is_read_on_its_held_back_rows_and_on_none_that_it_was_trained_on(

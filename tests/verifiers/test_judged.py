@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import sqlalchemy as sa
+from rich.console import Console, RenderableType
 
 from mathverify_sweep import metrics
 from mathverify_sweep.data import dataset
 from mathverify_sweep.data.rows import groups
 from mathverify_sweep.errors import DataError, StudyError
-from mathverify_sweep.reports import lineage
+from mathverify_sweep.reports import lineage, verifiers
+from mathverify_sweep.specs import OF_VERDICTS
 from mathverify_sweep.store import runs
 from mathverify_sweep.store.runs import RunRecord
 from mathverify_sweep.store.tables import predictions
-from mathverify_sweep.verifiers import compare, ensemble, evaluate, verifier
+from mathverify_sweep.verifiers import compare, ensemble, evaluate, sampled, verifier
 from tests.verifiers.conftest import Shop
 
 
@@ -61,6 +64,63 @@ def test_a_file_of_labelled_rows_is_judged_and_broken_down_by_its_source(
     assert set(by_kind.kinds) == {"x"}
     with pytest.raises(DataError, match="no column 'colour'"):
         evaluate.from_file(asked, str(file), "colour")
+
+
+def test_a_run_that_judges_is_shown_as_one_on_a_file_of_correct_rows_too(
+    shop: Shop, trio: list[RunRecord], tmp_path: Path
+) -> None:
+    rows = [row for row in dataset.load(shop.place.data).validation if row.is_correct]
+    told = [{"question": r.question, "answer": r.answer, "solution": r.solution, "is_correct": True} for r in rows]
+    file = tmp_path / "correct.jsonl"
+    file.write_text("\n".join(map(json.dumps, told)))
+    asked = verifier.find(shop.database, [trio[0].run_id])
+    found = evaluate.on_file(asked, evaluate.from_file(asked, str(file), None), shop.output, shop.judge)
+    shown = text_of(verifiers.evaluation(found))
+    assert "accuracy at threshold" in shown
+    assert "pass@1" not in shown
+
+
+def solves(asked: verifier.Verifier) -> verifier.Verifier:
+    """The same run, as one that solves."""
+    model = asked.models[0]
+    spec = model.spec.model_copy(update={"data": model.spec.data.model_copy(update={"task": "solving"})})
+    return replace(asked, models=(replace(model, spec=spec),), threshold=0.0)
+
+
+def test_of_a_run_that_solves_nothing_but_pass_at_1_is_told_and_how_many_rows_were_left_out(
+    shop: Shop, trio: list[RunRecord], tmp_path: Path
+) -> None:
+    asked = solves(verifier.find(shop.database, [trio[0].run_id]))
+    file = tmp_path / "gsm8k.jsonl"
+    answers = ["3 + 4 = 7\n#### 7", "So it is 8.", "It is so.", "It takes 10^3."]
+    file.write_text("\n".join(json.dumps({"question": f"Q{n}?", "answer": a}) for n, a in enumerate(answers)))
+    labelled = evaluate.from_file(asked, str(file), None)
+    found = evaluate.evaluation(asked, labelled, np.array([1.0, -1.0]))
+    assert (found.rows, found.left_out_rows, found.accuracy, list(found.intervals)) == (2, 2, 0.5, ["accuracy"])
+    assert not OF_VERDICTS & json.loads(found.model_dump_json()).keys()
+    shown = text_of(verifiers.evaluation(found))
+    assert "pass@1" in shown
+    assert "left out, no final number" in shown
+    file.write_text(json.dumps({"question": "Why?", "answer": "It is so."}))
+    with pytest.raises(DataError, match="has a final number; 1 have none, no row is left"):
+        evaluate.from_file(asked, str(file), None)
+
+
+def test_solutions_are_drawn_from_one_run_that_solves(shop: Shop, trio: list[RunRecord]) -> None:
+    both = verifier.find(shop.database, [run.run_id for run in trio[:2]])
+    labelled = evaluate.of_split(both, "test")
+    with pytest.raises(StudyError, match="from one run at a time, got 2"):
+        sampled.sampled(both, labelled, shop.output, shop.judge, 2, 1.0)
+    one = verifier.find(shop.database, [trio[0].run_id])
+    with pytest.raises(StudyError, match="writes none"):
+        sampled.sampled(one, labelled, shop.output, shop.judge, 2, 1.0)
+
+
+def text_of(shown: RenderableType) -> str:
+    console = Console(width=200)
+    with console.capture() as captured:
+        console.print(shown)
+    return captured.get()
 
 
 def test_every_pair_of_runs_is_compared_and_only_on_rows_that_both_have_read(shop: Shop, trio: list[RunRecord]) -> None:
