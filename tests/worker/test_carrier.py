@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+import subprocess
 import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from mathverify_sweep import depot, paths
@@ -230,10 +233,8 @@ def test_a_folder_that_cannot_be_carried_is_in_nobodys_way(
     assert there(tmp_path) == ["100.manifest", "adapter.manifest"]
 
 
-@pytest.mark.slow
-def test_a_stage_waits_for_its_adapter_while_the_url_is_away_and_then_is_trained(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def held_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Shell, subprocess.Popen[str]]:
+    """A worker with stage 2, whose adapter another machine has trained, while the URL is away."""
     monkeypatch.setenv("MVSWEEP_OUTPUT", f"file://{tmp_path}/shared")
     monkeypatch.setenv("MVSWEEP_REHEARSAL_SECONDS", "1")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "ann"))
@@ -246,13 +247,31 @@ def test_a_stage_waits_for_its_adapter_while_the_url_is_away_and_then_is_trained
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "bob"))
     worker = shell.worker("--engine", "rehearsal", "--hang-seconds", "10", "--until-idle")
     shell.wait_until(lambda report: any(run.stage == 2 for run in report.running))
-    time.sleep(12)  # more than any that trains may be silent for
+    return shell, worker
+
+
+@pytest.mark.slow
+def test_a_stage_waits_for_its_adapter_while_the_url_is_away_and_then_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Longer than any that trains may be silent for; and the engine, which has not heard of it, may die meanwhile."""
+    shell, worker = held_back(tmp_path, monkeypatch)
+    (engine,) = (each for each in psutil.Process(worker.pid).children() if "worker.child" in " ".join(each.cmdline()))
+    engine.kill()
+    time.sleep(12)
     assert len(shell.status().running) == 1
     give_back(tmp_path)
     log = ended(worker)
     assert "A run waits for the adapter that it starts from" in log
-    assert "crashed" not in log
-    assert log.count("ended finished") == 2, "stages 2 and 3, at the first attempt"
+    assert "killed by signal 9" in log
+    assert re.findall(r"ended ([a-z_]+)", log) == ["finished", "finished"], "stages 2 and 3, at the first attempt"
+
+
+@pytest.mark.slow
+def test_a_stage_that_waits_for_its_adapter_can_be_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shell, worker = held_back(tmp_path, monkeypatch)
+    shell.run("stop", "flow", "--now")
+    assert "ended lease_expired" in ended(worker, 1)
 
 
 def test_with_a_folder_on_a_disk_there_is_nothing_to_carry(tmp_path: Path) -> None:
