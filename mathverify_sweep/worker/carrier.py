@@ -36,7 +36,7 @@ SLICE_SECONDS = 0.05
 
 
 class Carrier:
-    """Of one worker. `told_to_end` says why it is to end, once it is: then nothing is waited for, but what `hurry` allows."""
+    """Of one worker. `told_to_end` says why it is to end, and then it waits as `hurry` allows."""
 
     def __init__(self, output: Path, told_to_end: Callable[[], str | None]) -> None:
         self._depot = depot.of(output)
