@@ -17,7 +17,7 @@ import secrets
 import shutil
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from mathverify_sweep.specs import Frozen
 
 log = logging.getLogger(__name__)
 
-_URL = re.compile(r"[a-z][a-z0-9+.-]*://.")
+_URL = re.compile(r"([a-z][a-z0-9+.-]*)(://.+)", re.IGNORECASE)
 _MANIFEST = ".manifest"
 
 
@@ -57,9 +57,9 @@ def opened(given: str | Path) -> Path:
 
     Raises ConfigError for a URL that nothing here can open.
     """
-    if not _URL.match(str(given)):
+    if (parts := _URL.fullmatch(str(given))) is None:
         return Path(given)
-    url = str(given).rstrip("/")
+    url = (parts[1].lower() + parts[2]).rstrip("/")
     if "@" in url:
         raise ConfigError(
             "--output", ["a URL must be without secrets: give them as the store's own variables or files"]
@@ -67,16 +67,27 @@ def opened(given: str | Path) -> Path:
     _file_system(url)
     cache = paths.output_cache(url)
     cache.mkdir(parents=True, exist_ok=True)
-    paths.url_file(cache).write_text(url, encoding="utf-8")
+    file = paths.url_file(cache)
+    if not file.exists() or file.read_text(encoding="utf-8") != url:
+        partial = file.with_name(f"{file.name}.{secrets.token_hex(4)}.partial")
+        partial.write_text(url, encoding="utf-8")
+        partial.replace(file)  # others read it at any time
     return cache
 
 
 def of(output: Path) -> Depot | None:
-    """The depot that this output folder is a cache of; None for a folder that is all there is."""
+    """The depot that this output folder is a cache of; None for a folder that is all there is.
+
+    Raises ConfigError when the file that names the URL is damaged: an empty one would be the working directory.
+    """
+    file = paths.url_file(output)
     try:
-        return Depot(output, paths.url_file(output).read_text(encoding="utf-8"))
+        url = file.read_text(encoding="utf-8")
     except FileNotFoundError:
         return None
+    if _URL.fullmatch(url) is None:
+        raise ConfigError("--output", [f"{file} must name a URL, got {url!r}. Give the URL itself again"])
+    return Depot(output, url)
 
 
 def bring(output: Path, folder: Path) -> None:
@@ -99,18 +110,36 @@ class Depot:
         self._cache, self._url = cache, url
 
     def push(self, folder: Path) -> None:
-        """Copy a folder of the cache to the URL, whole or not at all. Raises DepotAway, or OSError of the folder."""
+        """Copy a folder of the cache to the URL, whole or not at all.
+
+        Raises DepotAway, or OSError of the folder: when it is not there, holds no file, or changes meanwhile.
+        """
         manifest = Manifest.of(folder)
+        if not manifest.files:
+            raise FileNotFoundError(f"{folder} is not there, or holds no file")
         with self._reached() as (system, there):
             target = there(folder)
             for name in manifest.files:
                 system.makedirs(f"{target}/{name}".rpartition("/")[0], exist_ok=True)
                 system.put_file(str(folder / name), f"{target}/{name}")
-            system.pipe_file(target + _MANIFEST, manifest.model_dump_json().encode())
+        if Manifest.of(folder) != manifest:  # it may be on its way to be deleted
+            raise FileNotFoundError(f"{folder} has changed while it was copied")
+        with self._reached() as (system, there):
+            system.pipe_file(there(folder) + _MANIFEST, manifest.model_dump_json().encode())
 
     def fetch(self, folder: Path) -> bool:
         """Copy a folder from the URL into the cache, whole or not at all; False when it is not there, or damaged."""
         partial = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.partial")
+        try:
+            if not self._is_fetched(folder, partial):
+                return False
+            with suppress(OSError):  # somebody else has brought it meanwhile
+                partial.rename(folder)
+            return folder.exists()
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+    def _is_fetched(self, folder: Path, partial: Path) -> bool:
         with self._reached() as (system, there):
             source = there(folder)
             try:
@@ -119,20 +148,14 @@ class Depot:
                 for name in manifest.files:
                     (partial / name).parent.mkdir(parents=True, exist_ok=True)
                     system.get_file(f"{source}/{name}", str(partial / name))
-            except (FileNotFoundError, ValidationError) as error:
-                shutil.rmtree(partial, ignore_errors=True)
-                if isinstance(error, ValidationError):
-                    log.warning("%s is not as it was written, so it is left aside", self._url_of(folder))
+                is_whole = Manifest.of(partial) == manifest
+            except FileNotFoundError:
                 return False
-        if Manifest.of(partial) != manifest:
+            except ValidationError:
+                is_whole = False
+        if not is_whole:
             log.warning("%s is not as it was written, so it is left aside", self._url_of(folder))
-            shutil.rmtree(partial)
-            return False
-        try:
-            partial.rename(folder)
-        except OSError:  # somebody else has brought it meanwhile
-            shutil.rmtree(partial)
-        return True
+        return is_whole
 
     def names(self, folder: Path) -> list[str]:
         """The folders within a folder that are whole."""

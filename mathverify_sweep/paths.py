@@ -121,8 +121,8 @@ def output_cache(url: str) -> Path:
 
 
 def url_file(cache: Path) -> Path:
-    """What names the URL within such a copy."""
-    return cache / "url"
+    """What names the URL within such a copy; no study's folder has a name like it."""
+    return cache / ".url"
 
 
 def rates_file() -> Path:

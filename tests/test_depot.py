@@ -151,3 +151,78 @@ def test_the_cache_knows_its_url(url: str, tmp_path: Path, monkeypatch: pytest.M
     assert paths.url_file(host.output).read_text() == url
     assert depot.opened(str(host.output)) == host.output
     assert depot.of(host.output) is not None
+
+
+def test_a_study_named_url_is_a_study_like_others(hosts: list[Host]) -> None:
+    ann, _ = hosts
+    paths.study_folder(ann.output, "url").mkdir()
+    assert depot.of(ann.output) is not None
+
+
+def test_the_file_that_names_the_url_is_written_once_and_never_read_as_another_folder(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ann = Host(tmp_path / "ann", url, monkeypatch)
+    whole = paths.url_file(ann.output).stat()
+    assert depot.opened(url) == ann.output
+    assert paths.url_file(ann.output).stat().st_ino == whole.st_ino, "it is not written again while it is right"
+    paths.url_file(ann.output).write_text("")
+    with pytest.raises(ConfigError, match=r"must name a URL, got ''\. Give the URL itself again"):
+        depot.of(ann.output)
+    assert depot.opened(url) == ann.output
+    assert paths.url_file(ann.output).read_text() == url
+    assert not list(ann.output.glob("*.partial"))
+
+
+def test_a_scheme_in_capitals_is_the_same_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert depot.opened("MEMORY://Bucket/x") == depot.opened("memory://Bucket/x")
+    assert depot.opened("memory://bucket/x") != depot.opened("memory://Bucket/x")
+
+
+def test_a_folder_that_is_not_there_or_empty_is_not_pushed(hosts: list[Host]) -> None:
+    ann, bob = hosts
+    for _ in range(2):
+        with pytest.raises(FileNotFoundError, match="is not there, or holds no file"):
+            ann.depot.push(ann.folder)
+        ann.folder.mkdir(parents=True, exist_ok=True)
+    assert bob.depot.names(bob.folder.parent) == []
+
+
+def test_a_folder_that_changes_while_it_is_pushed_is_not_there(
+    hosts: list[Host], url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The copy of its last file is done when the folder is on its way to be deleted."""
+    ann, bob = hosts
+    ann.write(a=b"1", b=b"2")
+    system, _ = depot._file_system(url)
+    put = system.put_file
+
+    def put_and_delete(source: str, target: str) -> None:
+        put(source, target)
+        if source.endswith("b"):
+            Path(source).unlink()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(system, "put_file", put_and_delete)
+        with pytest.raises(FileNotFoundError, match="has changed while it was copied"):
+            ann.depot.push(ann.folder)
+    assert bob.depot.names(bob.folder.parent) == []
+
+
+def test_a_fetch_that_fails_leaves_nothing(hosts: list[Host], url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ann, bob = hosts
+    ann.write(a=b"1")
+    ann.depot.push(ann.folder)
+    system, _ = depot._file_system(url)
+
+    def cut(_source: str, target: str) -> None:
+        Path(target).write_bytes(b"half")
+        raise ConnectionResetError("cut")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(system, "get_file", cut)
+        with pytest.raises(DepotAway, match="ConnectionResetError: cut"):
+            bob.depot.fetch(bob.folder)
+    assert not list(bob.output.rglob("*.partial"))
+    assert bob.depot.fetch(bob.folder)

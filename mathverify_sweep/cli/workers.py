@@ -127,7 +127,8 @@ def worker(
     from mathverify_sweep.store import outages, studies
     from mathverify_sweep.worker import devices
     from mathverify_sweep.worker.engine import EngineOptions
-    from mathverify_sweep.worker.loop import Worker, WorkerOptions
+    from mathverify_sweep.worker.loop import Worker
+    from mathverify_sweep.worker.options import WorkerOptions
 
     def opened() -> tuple[Database, StudyHandle]:
         database = open_database(storage)

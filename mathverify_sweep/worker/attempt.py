@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mathverify_sweep import paths
 from mathverify_sweep.specs import RunResult, RunSpec
-from mathverify_sweep.states import ENDINGS
+from mathverify_sweep.states import ENDINGS, RunState
 from mathverify_sweep.store.runs import Claim
 from mathverify_sweep.tracking import TrackedRun
 from mathverify_sweep.worker import messages
@@ -98,6 +98,10 @@ class Attempt:
             tells=self.spec.stage is None and retry is None,
             link=self.tracked.link,
         )
+
+    def is_gone_on_from(self, result: RunResult) -> bool:
+        """Whether another run may go on from its checkpoints, when it has ended so."""
+        return ENDINGS[result.end_reason].state is RunState.FAIL or self.spec.leaves_state
 
     def drop_earlier_pictures(self) -> None:
         """The offline W&B runs of earlier attempts: this one's has their curves, and one is to be synced."""

@@ -1,7 +1,8 @@
 """Carries checkpoints and adapters between this worker and an output folder that is at a URL, by threads of its own.
 
 Training waits for it twice only: before a run begins, until what it goes on from is here, and when one has ended, for
-some time, until what it leaves is there. A URL that is away costs checkpoints of others a way back, and no run.
+some time, until what it leaves is there; that is tried on for as long as the worker lives. A URL that is away costs
+checkpoints of others a way back, and no run: one that starts from an adapter is held back until the URL is reached.
 With an output folder on a disk there is nothing to carry.
 """
 
@@ -10,8 +11,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from pathlib import Path
 
 from mathverify_sweep import depot, paths
@@ -25,30 +28,47 @@ LOOK_SECONDS = 2.0
 DELIVER_SECONDS = 60.0
 """How long the worker's loop waits until what a run has left is at the URL; the lease is renewed meanwhile."""
 TRIES_SECONDS = 5.0
-"""How long it waits before it tries again to deliver what others wait for."""
+"""How long it waits before it tries again to deliver or to fetch what others wait for."""
+ABSENT_SECONDS = 5.0, 10.0, 20.0, 40.0, 80.0
+"""The same for an adapter that a URL which is reached does not have: who trained it may be cut off from there."""
+SLICE_SECONDS = 0.05
+"""How long the worker's loop waits before it looks whether it still has to."""
 
 
 class Carrier:
-    """Of one worker."""
+    """Of one worker. `told_to_end` says why it is to end, and then it waits as `hurry` allows."""
 
-    def __init__(self, output: Path) -> None:
+    def __init__(self, output: Path, told_to_end: Callable[[], str | None]) -> None:
         self._depot = depot.of(output)
-        self._followed: set[Path] = set()
-        self._carried: dict[Path, set[Path]] = {}
-        self._lock = threading.Lock()
+        self._told_to_end = told_to_end
+        self._followed: set[Path] = set()  # of runs that train
+        self._adapters: set[Path] = set()  # of runs that have ended, whose adapters are not there yet
+        self._last: set[Path] = set()  # and whose last checkpoints are not
+        self._carried: dict[Path, dict[Path, bool]] = {}  # checkpoints that are there: whole, or in part
+        self._locks: defaultdict[Path, threading.Lock] = defaultdict(threading.Lock)
+        self._rung = threading.Event()
+        self._is_away = False
         self._until = float("inf")
         if self._depot is not None:
-            threading.Thread(target=self._look, args=(self._depot,), name="carrier", daemon=True).start()
+            for look in (self._look, self._look_at_ended):
+                threading.Thread(target=look, args=(self._depot,), name="carrier", daemon=True).start()
 
     def bring(self, attempts: Sequence[Path], adapter: Path | None) -> Future[None]:
-        """Have the checkpoints of these attempts here, and that adapter; done when they are, or cannot be."""
+        """Have that adapter here, and the checkpoints of these attempts; done when they are, or cannot be.
+
+        A URL that is away is waited for with the adapter, until the future is cancelled, and not with checkpoints.
+        """
+        future: Future[None] = Future()
         if (there := self._depot) is None:
-            return _done()
+            future.set_result(None)
+            return future
 
         def fetch() -> None:
+            if adapter is not None:
+                _have(there, adapter, future)
+            if future.cancelled():
+                return
             try:
-                if adapter is not None and not adapter.exists():
-                    there.fetch(adapter)
                 for root in map(paths.checkpoints_folder, attempts):
                     for name in there.names(root):
                         if name.isdecimal() and not (root / name).exists():
@@ -56,7 +76,8 @@ class Carrier:
             except DepotAway as error:
                 log.warning("%s. A run goes on from what is on this machine", error)
 
-        return _begun(fetch)
+        threading.Thread(target=_do, args=(fetch, future), name="carrier", daemon=True).start()
+        return future
 
     def follow(self, folder: Path) -> None:
         """Carry the checkpoints that a run leaves in its folder from now on."""
@@ -67,82 +88,128 @@ class Carrier:
         self._until = time.monotonic() + seconds
         return self._until
 
-    def deliver(self, folder: Path) -> None:
-        """A run has ended: have its adapter and its last checkpoints at the URL, or give up after some time."""
+    def deliver(self, folder: Path, *, checkpoints: bool) -> None:
+        """A run has ended: wait for some time until its adapter is at the URL, and its last checkpoints if they count.
+
+        One wait is enough: there is none while the URL is away and what earlier runs have left is late.
+        """
         self._followed.discard(folder)
-        if (there := self._depot) is None:
+        if self._depot is None:
             return
-        until = min(self._until, time.monotonic() + DELIVER_SECONDS)
+        is_known = self._is_away and bool(self._adapters | self._last)
+        if checkpoints:
+            self._last.add(folder)
+        self._adapters.add(folder)
+        self._rung.set()
+        if not self._wait(lambda: folder not in self._adapters | self._last, 0.0 if is_known else DELIVER_SECONDS):
+            log.warning("what is in %s is not at the output's URL yet; it goes there when it can", folder)
 
-        def carry() -> None:
-            while True:
-                try:
-                    self._carry(there, folder)
-                    if (adapter := paths.adapter_folder(folder)).is_dir():
-                        there.push(adapter)
-                except (DepotAway, OSError) as error:
-                    if time.monotonic() + TRIES_SECONDS > until:
-                        raise
-                    log.warning("%s. It is tried again", error)
-                    time.sleep(TRIES_SECONDS)
-                else:
-                    return
+    def finish(self) -> None:
+        """The worker ends: wait, as before, for what is late, and say what did not get to the URL."""
+        self._wait(lambda: not self._adapters | self._last, DELIVER_SECONDS)
+        for folder in sorted(self._adapters | self._last):
+            log.warning("what is in %s did not get to the output's URL", folder)
 
-        try:
-            _begun(carry).result(max(0.0, until - time.monotonic()))
-        except (DepotAway, OSError) as error:  # a TimeoutError is one
-            log.warning("what is in %s did not get to the output's URL: %s", folder, error or "it takes too long")
+    def _wait(self, is_done: Callable[[], bool], seconds: float) -> bool:
+        """Whether it is done in that time; when there is a hurry, before its end."""
+        is_hurried = self._until < float("inf")
+        until = self._until if is_hurried else time.monotonic() + seconds
+        while not is_done():
+            if time.monotonic() > until or (not is_hurried and self._told_to_end() is not None):
+                return False
+            time.sleep(SLICE_SECONDS)
+        return True
 
     def _look(self, there: Depot) -> None:
-        away = False
+        is_away = False
         while True:
             time.sleep(LOOK_SECONDS)
-            for folder in list(self._followed):
-                try:
-                    self._carry(there, folder)
-                    away = False
-                except (DepotAway, OSError) as error:
-                    if not away:
-                        log.warning("%s. Training goes on; checkpoints stay here until it is back", error)
-                    away = True
+            error = _each(self._followed, lambda folder: self._carry(there, folder))
+            if error and not is_away:
+                log.warning("%s. Training goes on; checkpoints stay here until it is back", error)
+            is_away = error is not None
+
+    def _look_at_ended(self, there: Depot) -> None:
+        """Adapters first: others wait for them, and they are small."""
+
+        def adapter(folder: Path) -> None:
+            if (left := paths.adapter_folder(folder)).is_dir():
+                there.push(left)
+            self._adapters.discard(folder)
+
+        def last(folder: Path) -> None:
+            self._carry(there, folder)
+            self._last.discard(folder)
+
+        is_failing = False
+        while True:
+            self._rung.wait(TRIES_SECONDS)
+            self._rung.clear()
+            error = _each(self._adapters, adapter)
+            if not isinstance(error, DepotAway):
+                error = _each(self._last, last) or error
+            if error and not is_failing:
+                log.warning("%s. It is tried again", error)
+            is_failing = error is not None
+            self._is_away = isinstance(error, DepotAway)
 
     def _carry(self, there: Depot, folder: Path) -> None:
         """Those checkpoints that are new; then those that are no longer here go there as well."""
-        with self._lock:
-            carried = self._carried.setdefault(folder, set())
-            here = paths.checkpoints(folder)
-            for checkpoint in here:
-                if checkpoint not in carried:
+        with self._locks[folder]:
+            carried = self._carried.setdefault(folder, {})
+            for checkpoint in paths.checkpoints(folder):
+                if not carried.get(checkpoint):
+                    carried[checkpoint] = False
                     try:
                         there.push(checkpoint)
                     except (DepotAway, OSError):
                         if checkpoint.exists():
                             raise
-                        there.drop(checkpoint)  # a newer one has taken its place meanwhile
-                        continue
-                    carried.add(checkpoint)
-            for old in carried - set(here):
+                    else:
+                        carried[checkpoint] = True
+            for old in carried.keys() - set(paths.checkpoints(folder)):  # a newer one has taken its place
                 there.drop(old)
-            carried.intersection_update(here)
+                del carried[old]
 
 
-def _begun(work: Callable[[], None]) -> Future[None]:
-    """By a thread that no end of the process waits for."""
-    future: Future[None] = Future()
-
-    def run() -> None:
+def _each(folders: set[Path], work: Callable[[Path], None]) -> Exception | None:
+    """Work on each, but on none behind one for which the URL is away; the last error, if there is one."""
+    last: Exception | None = None
+    for folder in list(folders):
         try:
-            work()
-        except Exception as error:  # noqa: BLE001 - whoever waits for it is told
-            future.set_exception(error)
+            work(folder)
+        except OSError as error:  # of this folder
+            last = error
+        except DepotAway as error:
+            return error
+    return last
+
+
+def _have(there: Depot, adapter: Path, wanted: Future[None]) -> None:
+    """Have an adapter here; return without when the URL is reached and does not have it whole, after some tries."""
+    is_away, pauses = False, list(ABSENT_SECONDS)
+    while not (adapter.exists() or wanted.cancelled()):
+        try:
+            if there.fetch(adapter) or not pauses:
+                return
+        except DepotAway as error:
+            if not is_away:
+                log.warning("%s. A run waits for the adapter that it starts from", error)
+            is_away = True
+            time.sleep(TRIES_SECONDS)
         else:
+            if len(pauses) == len(ABSENT_SECONDS):
+                log.warning("%s is not whole at the output's URL; a run waits some time for it", adapter)
+            time.sleep(pauses.pop(0))
+
+
+def _do(work: Callable[[], None], future: Future[None]) -> None:
+    """By a thread that no end of the process waits for."""
+    try:
+        work()
+    except Exception as error:  # noqa: BLE001 - whoever waits for it is told
+        with suppress(InvalidStateError):  # nobody does any more
+            future.set_exception(error)
+    else:
+        with suppress(InvalidStateError):
             future.set_result(None)
-
-    threading.Thread(target=run, name="carrier", daemon=True).start()
-    return future
-
-
-def _done() -> Future[None]:
-    future: Future[None] = Future()
-    future.set_result(None)
-    return future

@@ -211,6 +211,8 @@ class Clerk:
         now = time.monotonic()
         if now - self._looked_at < self._options.lease_seconds / 3:
             return
+        if self._looked_at == -float("inf"):
+            retention.tidy_what_is_here(self._database, self._name, self._options.output)
         self._looked_at = now
         dead = self._watch.look(self._database, self._name)
         self._say_what_was_left({observed.worker.worker_id for observed in dead})

@@ -9,9 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mathverify_sweep import environment, paths
@@ -25,8 +23,7 @@ from mathverify_sweep.worker import measuring
 from mathverify_sweep.worker.attempt import Attempt
 from mathverify_sweep.worker.carrier import Carrier
 from mathverify_sweep.worker.clerk import Clerk, ClerkOptions
-from mathverify_sweep.worker.devices import Device
-from mathverify_sweep.worker.engine import Engine, EngineDied, EngineOptions
+from mathverify_sweep.worker.engine import Engine, EngineDied
 from mathverify_sweep.worker.messages import (
     Answer,
     Ended,
@@ -40,6 +37,7 @@ from mathverify_sweep.worker.messages import (
     Room,
 )
 from mathverify_sweep.worker.news import Claimed, Failed, Lost, News, Over, Ruled
+from mathverify_sweep.worker.options import WorkerOptions
 from mathverify_sweep.worker.signals import hearing_signals
 
 if TYPE_CHECKING:
@@ -63,22 +61,6 @@ NOTICE_SECONDS = 30.0
 """How long before its time limit a worker begins to hand back; of a short limit a quarter."""
 
 
-@dataclass(frozen=True)
-class WorkerOptions:
-    """How one worker works. `count`: runs it takes at most. `until_idle`: it ends when the study has nothing left."""
-
-    output: Path
-    device: Device
-    engine: EngineOptions = field(default_factory=EngineOptions)
-    count: int | None = None
-    until_idle: bool = False
-    trust_gpu: bool = False
-    lease_seconds: float = 60.0
-    hang_seconds: float = 1800.0
-    checkpoint_seconds: float = 300.0
-    time_limit_seconds: float | None = None
-
-
 class Worker:
     """One worker process on one device, working on one study."""
 
@@ -92,7 +74,7 @@ class Worker:
         told = (options.output, options.lease_seconds, options.until_idle, options.trust_gpu, rates)
         self._clerk = Clerk(database, study, self._identity, ClerkOptions(*told))
         tracking = study.config.tracking
-        self._carrier = Carrier(options.output)
+        self._carrier = Carrier(options.output, self._told_to_end)
         self._tracker = Tracker(TrackingSettings(tracking.wandb, tracking.project, tracking.entity))
         self._engine: Engine | None = None
         self._replace_engine = False
@@ -133,6 +115,7 @@ class Worker:
                 raise
             finally:
                 self._end_engine()
+                self._carrier.finish()
                 self._tracker.close()
 
     def _is_over(self) -> bool:
@@ -219,7 +202,10 @@ class Worker:
         return attempt
 
     def _begin_held_back(self) -> None:
-        """Runs that share an engine share its base model; one with another begins when the others have ended."""
+        """Runs that share an engine share its base model; one with another begins when the others have ended.
+
+        None begins before what it goes on from is here; while the URL of the output folder is away, that may be long.
+        """
         attempt = self._held_back
         base_models = {other.spec.base_model for other in self._attempts.values()}
         if attempt and attempt.brought.done() and base_models == {attempt.spec.base_model}:
@@ -258,12 +244,18 @@ class Worker:
         attempt = self._attempts.get(run_id)
         if attempt is not None:
             attempt.is_lost = True
-            self._interrupt(attempt, EndReason.LEASE_EXPIRED)
+            if attempt is self._held_back:  # the engine has not heard of it
+                self._held_back = None
+                self._end(run_id, RunResult(end_reason=EndReason.LEASE_EXPIRED))
+            else:
+                self._interrupt(attempt, EndReason.LEASE_EXPIRED)
 
     def _end(self, run_id: str, result: RunResult) -> None:
         """A run has ended: in its row, in Optuna and in W&B. One whose lease was lost leaves a late result at most."""
         attempt = self._attempts.pop(run_id)
-        self._carrier.deliver(attempt.folder)  # first: who hears that it has ended looks for what it has left
+        attempt.brought.cancel()
+        # First: who hears that it has ended looks for what it has left.
+        self._carrier.deliver(attempt.folder, checkpoints=attempt.is_gone_on_from(result))
         self._clerk.say(attempt.finished(result, self._options.output))
         score = "" if result.value is None else f" with {result.value:.4f} after {result.rows_seen} rows"
         log.info("%s ended %s%s", attempt.title, result.end_reason, score)
@@ -276,7 +268,8 @@ class Worker:
         for attempt in list(self._attempts.values()):
             if attempt.asked is not None and now - attempt.asked[1] > VERDICT_SECONDS:
                 self._answer(attempt.claim.run_id, attempt.asked[0], Verdict.CONTINUE)
-        if self._attempts and now - self._heard_at > self._options.hang_seconds:
+        trains = any(attempt is not self._held_back for attempt in self._attempts.values())
+        if trains and now - self._heard_at > self._options.hang_seconds:
             message = f"no progress for {self._options.hang_seconds:g} s"
             self._end_engine()
             self._end_together(EndReason.HUNG, message)
@@ -293,13 +286,14 @@ class Worker:
 
     def _end_together(self, reason: EndReason, message: str) -> None:
         """Of several runs, nobody knows which one it was: all are tried again, and then alone."""
-        reason = EndReason.KILLED if len(self._attempts) > 1 else reason
-        self._end_all(RunResult(end_reason=reason, message=message))
+        begun = len(self._attempts) - (self._held_back is not None)
+        self._end_all(RunResult(end_reason=EndReason.KILLED if begun > 1 else reason, message=message))
 
     def _end_all(self, result: RunResult) -> None:
-        self._held_back = None
-        for run_id in list(self._attempts):
-            self._end(run_id, result)
+        """But for one that is held back: no engine has heard of it."""
+        for run_id, attempt in list(self._attempts.items()):
+            if attempt is not self._held_back:
+                self._end(run_id, result)
 
     def _interrupt(self, attempt: Attempt, reason: EndReason) -> None:
         """An engine that waits for a verdict would not hear of it."""

@@ -42,6 +42,22 @@ def tidy(database: Database, study_name: str, trial_number: int, output: Path) -
             left -= _keep_newest(attempt, left, output)
 
 
+def tidy_what_is_here(database: Database, study_name: str, output: Path) -> None:
+    """The same for all trials that have checkpoints under this output folder: to be said when a worker begins.
+
+    In a cache of an output folder at a URL they may be of runs that another host has ended since. Raises StorageError.
+    """
+    found = {
+        run.trial_number
+        for run in runs.runs(database, study_name)
+        if run.trial_number is not None
+        and run.lease_token is not None
+        and paths.checkpoints_folder(paths.run_folder(output, study_name, run.run_id, run.lease_token)).exists()
+    }
+    for trial_number in sorted(found):
+        tidy(database, study_name, trial_number, output)
+
+
 def lines_of(attempts: Sequence[RunRecord]) -> list[Line]:
     """The attempts of a trial's runs, run by run."""
     found: dict[tuple[str | None, int | None], list[RunRecord]] = defaultdict(list)

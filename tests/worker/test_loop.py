@@ -13,8 +13,9 @@ from sqlalchemy.engine import Engine
 from mathverify_sweep.specs import RunResult, RunSpec
 from mathverify_sweep.states import EndReason, RunState
 from mathverify_sweep.worker.devices import pretended
-from mathverify_sweep.worker.loop import LOADS, Worker, WorkerOptions
+from mathverify_sweep.worker.loop import LOADS, Worker
 from mathverify_sweep.worker.messages import Room
+from mathverify_sweep.worker.options import WorkerOptions
 from mathverify_sweep.worker.retry import next_attempt
 from tests import example_study
 from tests.flows.commands import SWEEP, Shell, ended

@@ -16,7 +16,7 @@ from mathverify_sweep.states import EndReason
 from mathverify_sweep.store import leases, promotions, runs, studies
 from mathverify_sweep.store.runs import Claim, WorkerIdentity
 from mathverify_sweep.study import plans
-from mathverify_sweep.worker.retention import tidy
+from mathverify_sweep.worker.retention import tidy, tidy_what_is_here
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ME = WorkerIdentity("w", "host", 1, "cpu")
@@ -127,6 +127,20 @@ def test_what_a_person_may_resume_is_kept_until_it_is_resumed_and_ended(shop: Sh
     assert (resumed.run_id, resumed.continues) == (again, cooldown.run_id)
     shop.end(resumed, EndReason.FINISHED)
     assert (shop.left(piece), shop.left(cooldown)) == ([], [])
+
+
+def test_a_worker_that_begins_deletes_what_is_left_here_of_runs_that_another_host_has_ended(shop: Shop) -> None:
+    shop.promote("scratch", 1_000)
+    first = shop.started(100, 200)
+    shop.end(first, EndReason.PREEMPTED, again=True)
+    tidy_what_is_here(shop.engine, "s", shop.output)
+    assert shop.left(first) == [100, 200], "its next attempt goes on from them"
+    here, shop.output = shop.output, shop.output / "other-host"
+    shop.end(shop.started(300), EndReason.FINISHED)
+    shop.output = here
+    assert shop.left(first) == [100, 200]
+    tidy_what_is_here(shop.engine, "s", shop.output)
+    assert not shop.left(first)
 
 
 def test_a_trial_that_failed_for_good_keeps_nothing(shop: Shop) -> None:
