@@ -16,7 +16,6 @@ from torch import nn
 from mathverify_sweep.data import prompts
 from mathverify_sweep.data.encode import Encoded, encode, encode_solving
 from mathverify_sweep.data.rows import Row
-from mathverify_sweep.data.solving import is_same
 from mathverify_sweep.specs import RunSpec
 from mathverify_sweep.training import adapters, base, device
 from mathverify_sweep.training.base import BaseModel
@@ -26,7 +25,7 @@ from mathverify_sweep.training.packed import judging, ready
 from mathverify_sweep.training.packed.model import unsupported
 from mathverify_sweep.training.packed.ready import Ready
 from mathverify_sweep.training.packed.weights import Weights
-from mathverify_sweep.training.solve import SOLVED, UNSOLVED, Writing, finals
+from mathverify_sweep.training.solve import Writing, arrived, finals
 
 Score = Callable[[Sequence[Row]], list[list[float]]]
 """Rows to the log-odds of each adapter, in their order; 0 for a row that does not fit `max_length` even when cut. Of an
@@ -97,7 +96,7 @@ def read(loaded: BaseModel, model: nn.Module, spec: RunSpec, rows: Sequence[Row]
     """As `Score`, by the base's model, with or without an adapter on it, as the spec's prompt has the rows."""
     if spec.data.task == "solving":
         found = write(loaded, model, spec, Writing(spec.max_new_tokens), rows)
-        return [SOLVED if is_same(told, row.answer) else UNSOLVED for (told,), row in zip(found, rows, strict=True)]
+        return arrived(found, [row.answer for row in rows])
     tokens = base.evaluation_tokens(loaded, base.micro_batch_tokens(loaded, spec))
     return log_odds(loaded, model, _encoded(loaded, spec, rows).rows, len(rows), tokens)
 

@@ -39,7 +39,11 @@ def solved(
     base: BaseModel, model: nn.Module, rows: Sequence[EncodedRow], answers: Sequence[str], budget: int, longest: int
 ) -> list[float]:
     """Of each answer whether it is arrived at, greedily; `rows` are prompts, each with its answer at its index."""
-    found = finals(base, model, rows, len(answers), budget, Writing(longest))
+    return arrived(finals(base, model, rows, len(answers), budget, Writing(longest)), answers)
+
+
+def arrived(found: Sequence[tuple[str | None, ...]], answers: Sequence[str]) -> list[float]:
+    """Of each answer whether the one solution's final number is it, in the form of log-odds."""
     return [SOLVED if is_same(told, answer) else UNSOLVED for (told,), answer in zip(found, answers, strict=True)]
 
 
