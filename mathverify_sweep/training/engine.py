@@ -105,15 +105,17 @@ class PackedEngine:
         return tuple(log_odds(made.model, [Reader(weights, rows)], count, made.budget)[0])
 
     def _next(self) -> list[str]:
-        """Runs for one pass, in turn, as far as the token budget reaches; at least one, whatever it takes."""
+        """Runs for one pass, in turn, until it makes the device busy; at least one, whatever it takes."""
         assert self._ready is not None
         chosen: list[str] = []
-        room = self._ready.budget.tokens
+        wanted, room = self._ready.budget.tokens, self._ready.model.room(self._ready.budget)
+        taken = 0
         for run_id, slot in self._slots.items():
             tokens = slot.share().tokens
-            if not chosen or (self._ready.plan.together and tokens <= room and run_id not in self._alone):
+            fits = taken < wanted and taken + tokens <= room and run_id not in self._alone
+            if not chosen or (self._ready.plan.together and fits):
                 chosen.append(run_id)
-                room -= tokens
+                taken += tokens
             if chosen[0] in self._alone:
                 break
         for run_id in chosen:

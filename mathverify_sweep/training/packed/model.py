@@ -92,6 +92,13 @@ class PackedModel:
         self._graphs = self._graphs or Graphs(self._trained, self._judged, self.base.device)
         self._graphs.expect(budget, self._longest)
 
+    def room(self, budget: Budget) -> int:
+        """Tokens that a pass of several runs may have: if it is launched, as many as one of a single run.
+
+        A budget that three of four runs fill would else leave the fourth a pass of its own.
+        """
+        return budget.tokens if self._graphs is not None else budget.of_one
+
     def weights(self, spec: RunSpec, start: Path | None) -> Weights:
         """A fresh adapter drawn from the spec's seed, or the one in folder `start`, as the layers read it."""
         base = self.base

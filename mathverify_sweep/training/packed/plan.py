@@ -47,11 +47,12 @@ _LEAST_TOKENS = 4_096
 
 @dataclass
 class Budget:
-    """Tokens at once in training, of several runs, and in evaluation. Memory that turns out to be less makes them
-    fewer.
+    """Tokens at once in training, at which a pass makes the device busy, and in evaluation. Memory that turns out to be
+    less makes them fewer.
 
-    `of_one`: of a micro-batch of one run, which may be more. Two halves of an effective batch take longer than the
-    whole, and nothing comes between them that could use the room.
+    `of_one`: of a micro-batch of one run, which may be more: two halves of an effective batch take longer than the
+    whole, and nothing comes between them that could use the room. It is also what passes of several may reach where
+    they are not recorded.
     """
 
     tokens: int
@@ -61,7 +62,7 @@ class Budget:
     def shrink(self, passed: int, least: int) -> bool:
         """A pass of `passed` tokens failed: half of what allowed it, but not below `least`; whether that is less.
 
-        A pass larger than `tokens` was of one run, and says nothing of those of several.
+        A pass larger than `tokens` says nothing of those that are not.
         """
         before = self.tokens, self.of_one
         most = max(least, (self.tokens if passed <= self.tokens else passed) // 2)
