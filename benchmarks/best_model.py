@@ -37,7 +37,6 @@ LONG_RUNS: dict[str, tuple[int, dict[str, Any]]] = {
     f"{BY_HAND}, another seed": (0, {"plan": "scratch", "stages": "[all]", "seed": 12}),
     "best plan": (1, {"stages": "[0.25, 0.5, 0.75, all]", "passes": PASSES, "seed": 11}),
     "two passes, dropout": (2, {"plan": "scratch", "stages": "[all]", "passes": 2, "seed": 11}),
-    "three passes, lower rate, dropout": (3, {"plan": "scratch", "stages": "[all]", "passes": 3, "seed": 11}),
 }
 """By name the trial of the sweep file that is promoted, and how."""
 
