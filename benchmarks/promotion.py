@@ -1,32 +1,30 @@
 """The plans of a promotion against each other, at equal optimizer steps: what each is worth, what it takes and forgets.
 
-    python -m benchmarks.promotion run    --file sweeps/smollm2_verification.yaml --device cuda --output runs \\
-        --set data.source=/data/verification_pool.parquet
+    python -m benchmarks.promotion run    --file docs/results/promotion/plans.yaml --device cuda --output runs \\
+        --share 0.5 --set data.source=/data/verification_pool.parquet
     python -m benchmarks.promotion report --file … --output runs --to docs/results/promotion
 
 `run` trains one trial (the first of the sweep file's `enqueue`, or the sampler's first), promotes it by every plan with
-every seed in four stages of a quarter of the rows each, packed into one engine, and reads every stage's adapter on a
-sample of the rows of each quarter that it has met. Killed, it goes on. `report` writes a table and SVG figures from the
-database and that file. Accuracy is that on validation at log-odds 0; intervals are clustered by question.
+every seed in four stages of a quarter each of the rows, or of a share of them, packed into one engine; every stage is
+read on a sample of the rows of each quarter up to its own. Killed, it goes on. `report` writes a table and SVG figures
+from the database. Figures are those on validation, accuracy at log-odds 0; intervals are clustered by question.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mathverify_sweep import actions, paths, sweep_file
 from mathverify_sweep.config import PromotionConfig, SweepConfig
-from mathverify_sweep.data import dataset
 from mathverify_sweep.data.rows import groups
 from mathverify_sweep.metrics import Floats
 from mathverify_sweep.resampling import mean_gain
@@ -41,7 +39,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Engine as Database
 
 PLANS = ("cumulative", "sequential", "replay", "scratch", "trunk")
-STAGES = "[0.25, 0.5, 0.75, all]"
+QUARTERS = (0.25, 0.5, 0.75, 1.0)
 PASSES = 2.5  # what four cumulative stages of one epoch each come to
 REFERENCE = "cumulative"
 
@@ -82,6 +80,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--storage", default=f"sqlite:///{paths.DEFAULT_DATABASE}")
     parser.add_argument("--output", type=Path, default=paths.DEFAULT_OUTPUT)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--share", type=float, default=1.0, help="of the training rows that the plans are compared on")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--slice-rows", type=int, default=500, help="rows of each quarter that forgetting is read on")
     parser.add_argument("--to", type=Path, default=Path("promotion"), help="folder for the report")
@@ -90,23 +89,25 @@ def _options() -> argparse.Namespace:
 
 def _run(database: Database, config: SweepConfig, options: argparse.Namespace) -> None:
     actions.create(database, config)
-    _work(config.study, options)
+    work(config.study, options)
     handle = study.open_study(database, config.study)
+    # 1 as a share is all; as a number of rows it would be one.
+    stages = ["all" if share == 1 else share for share in _shares(options)]
     for seed in options.seeds:
         for plan in PLANS:
-            settings = {"plan": plan, "stages": STAGES, "passes": PASSES, "seed": seed}
+            settings = {"plan": plan, "stages": f"[{', '.join(map(str, stages))}]", "passes": PASSES, "seed": seed}
+            settings["slice_rows"] = options.slice_rows
             actions.promote(database, handle, 1, 0, [f"promotion.{key}={value}" for key, value in settings.items()])
-    _work(config.study, options)
+    work(config.study, options)
     arms = list(_arms(database, config.study))
     missing = len(options.seeds) * len(PLANS) - len(arms)
     if missing:
         raise SystemExit(
             f"{missing} of the promotions did not get to their end: mvsweep status {config.study} says why"
         )
-    _read_slices(config, arms, options)
 
 
-def _work(name: str, options: argparse.Namespace) -> None:
+def work(name: str, options: argparse.Namespace) -> None:
     """A worker, until nothing of the study is left to do."""
     command = [sys.executable, "-m", "mathverify_sweep", "worker", name, "--until-idle", "--device", options.device]
     command += ["--storage", options.storage, "--output", str(options.output)]
@@ -123,34 +124,9 @@ def _arms(database: Database, name: str) -> Iterator[Arm]:
             yield Arm(settings.plan, settings.seed, stages, every)
 
 
-def _read_slices(config: SweepConfig, arms: Sequence[Arm], options: argparse.Namespace) -> None:
-    """Accuracy of every stage's adapter on rows of each quarter up to it, by run and quarter, kept run by run."""
-    from mathverify_sweep.training.judge import Judge  # imports torch
-
-    file = _slices_file(config, options)
-    known: dict[str, list[float]] = json.loads(file.read_text()) if file.exists() else {}
-    train = dataset.load(config.data_spec).train
-    judge = Judge("cuda:0" if options.device == "cuda" else options.device)
-    for run in (stage for arm in arms for stage in arm.stages if stage.run_id not in known):
-        model = verifier.model(run)
-        score = judge.reader([model.trained(options.output.resolve())])
-        known[run.run_id] = [
-            float(np.mean([(odds >= 0) == row.is_correct for odds, row in zip(score(rows)[0], rows, strict=True)]))
-            for rows in _quarters(train, model.spec.train_rows, options.slice_rows)
-        ]
-        partial = file.with_suffix(".new")
-        partial.write_text(json.dumps(known, indent=1), encoding="utf-8")
-        partial.replace(file)
-
-
-def _quarters(train: Sequence[Any], up_to: int, most: int) -> list[Sequence[Any]]:
-    """The first `most` rows of each quarter of the nested order that ends by `up_to`."""
-    ends = [round(share * len(train)) for share in (0.25, 0.5, 0.75, 1.0)]
-    return [train[begin : min(begin + most, end)] for begin, end in zip([0, *ends], ends, strict=False) if end <= up_to]
-
-
-def _slices_file(config: SweepConfig, options: argparse.Namespace) -> Path:
-    return paths.study_folder(options.output, config.study) / "slices.json"
+def _shares(options: argparse.Namespace) -> list[float]:
+    """Of all training rows, those that each stage ends at."""
+    return [options.share * quarter for quarter in QUARTERS]
 
 
 def _report(database: Database, config: SweepConfig, options: argparse.Namespace) -> None:
@@ -158,12 +134,11 @@ def _report(database: Database, config: SweepConfig, options: argparse.Namespace
     by_plan: dict[str, list[Arm]] = defaultdict(list)
     for arm in arms:
         by_plan[arm.plan].append(arm)
-    slices: dict[str, list[float]] = json.loads(_slices_file(config, options).read_text())
     options.to.mkdir(parents=True, exist_ok=True)
     (options.to / "table.md").write_text(_table(database, by_plan), encoding="utf-8")
     figures = {
         "accuracy": ("device minutes", "validation accuracy, mean of the seeds", _over_time(by_plan)),
-        "forgetting": ("stage", "accuracy on rows of the first quarter", _first_quarter(by_plan, slices)),
+        "forgetting": ("stage", "accuracy on rows of the first quarter", _first_quarter(by_plan)),
     }
     for name, (x_label, y_label, named) in figures.items():
         drawn = drawings.curves(f"{name} by plan", x_label, y_label, named)
@@ -176,9 +151,9 @@ def _table(database: Database, by_plan: dict[str, list[Arm]]) -> str:
     labels, questions = _validation(by_plan)
     against = _right(database, by_plan[REFERENCE], labels)
     lines = [
-        "| plan | seeds | steps | device min | accuracy of the last stage | seed by seed | "
+        "| plan | seeds | steps | device min | log-loss of the last stage | accuracy | seed by seed | "
         f"minus {REFERENCE}, points [95 %] |",
-        "|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for plan, arms in by_plan.items():
         right = _right(database, arms, labels)
@@ -188,13 +163,25 @@ def _table(database: Database, by_plan: dict[str, list[Arm]]) -> str:
         steps = {_steps(arm) for arm in arms}
         lines.append(
             f"| {plan} | {len(arms)} | {min(steps):,} | {np.mean([arm.seconds[-1] for arm in arms]) / 60:.1f} | "
-            f"{np.mean(each):.4f} | {', '.join(f'{value:.4f}' for value in each)} | "
+            f"{_log_loss(arms):.4f} | {np.mean(each):.4f} | {', '.join(f'{value:.4f}' for value in each)} | "
             f"{'' if plan == REFERENCE else points} |"
         )
     note = (
         "Intervals are of the rows, clustered by question, for these seeds; how much seeds differ stands beside them."
     )
     return "\n".join([*lines, "", note, ""])
+
+
+def winner(database: Database, name: str) -> str:
+    """The plan whose last stages have the lowest log-loss on average, of those that have got to their end."""
+    by_plan: dict[str, list[Arm]] = defaultdict(list)
+    for arm in _arms(database, name):
+        by_plan[arm.plan].append(arm)
+    return min(by_plan, key=lambda plan: _log_loss(by_plan[plan]))
+
+
+def _log_loss(arms: Sequence[Arm]) -> float:
+    return float(np.mean([verifier.model(arm.stages[-1]).metrics.log_loss for arm in arms]))
 
 
 def _validation(by_plan: dict[str, list[Arm]]) -> tuple[np.ndarray, list[str]]:
@@ -226,17 +213,21 @@ def _over_time(by_plan: dict[str, list[Arm]]) -> dict[str, list[tuple[float, flo
     return found
 
 
-def _first_quarter(
-    by_plan: dict[str, list[Arm]], slices: dict[str, list[float]]
-) -> dict[str, list[tuple[float, float]]]:
-    """Mean accuracy on the first quarter's rows after each stage: what falls there is forgotten."""
+def _first_quarter(by_plan: dict[str, list[Arm]]) -> dict[str, list[tuple[float, float]]]:
+    """Mean accuracy on a sample of the first quarter's rows after each stage: what falls there is forgotten."""
     return {
         plan: [
-            (float(number), float(np.mean([slices[arm.stages[number - 1].run_id][0] for arm in arms])))
+            (float(number), float(np.mean([_of_the_first_slice(arm.stages[number - 1]) for arm in arms])))
             for number in range(1, len(arms[0].stages) + 1)
         ]
         for plan, arms in by_plan.items()
     }
+
+
+def _of_the_first_slice(stage: RunRecord) -> float:
+    accuracy = verifier.model(stage).result.slices[0].met_accuracy
+    assert accuracy is not None
+    return accuracy
 
 
 def _accuracy(run: RunRecord) -> float:

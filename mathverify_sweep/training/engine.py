@@ -105,17 +105,15 @@ class PackedEngine:
         return tuple(log_odds(made.model, [Reader(weights, rows)], count, made.budget)[0])
 
     def _next(self) -> list[str]:
-        """Runs for one pass, in turn, until it makes the device busy; at least one, whatever it takes."""
+        """Runs for one pass, in turn, as far as there is room; at least one, whatever it takes."""
         assert self._ready is not None
         chosen: list[str] = []
-        wanted, room = self._ready.budget.tokens, self._ready.model.room(self._ready.budget)
-        taken = 0
+        room = self._ready.model.room(self._ready.budget)
         for run_id, slot in self._slots.items():
             tokens = slot.share().tokens
-            fits = taken < wanted and taken + tokens <= room and run_id not in self._alone
-            if not chosen or (self._ready.plan.together and fits):
+            if not chosen or (self._ready.plan.together and tokens <= room and run_id not in self._alone):
                 chosen.append(run_id)
-                taken += tokens
+                room -= tokens
             if chosen[0] in self._alone:
                 break
         for run_id in chosen:

@@ -32,7 +32,7 @@ def test_every_plan_takes_as_many_steps_and_is_held_against_the_others(tmp_path:
     assert [line[0] for line in lines[1:]] == ["cumulative", "sequential", "replay", "scratch", "trunk"]
     steps = [int(line[2].replace(",", "")) for line in lines[1:]]
     assert max(steps) - min(steps) <= 6, "a step or so a stage, where a last batch is not full"
-    assert all(re.fullmatch(r"[+-]\d+\.\d\d \[[+-]\d+\.\d\d, [+-]\d+\.\d\d\]", line[6]) for line in lines[2:])
+    assert all(re.fullmatch(r"[+-]\d+\.\d\d \[[+-]\d+\.\d\d, [+-]\d+\.\d\d\]", line[7]) for line in lines[2:])
     for name in ("accuracy", "forgetting"):
         drawn = ElementTree.parse(tmp_path / "report" / f"{name}.svg").getroot()
         names = [node.text for node in drawn.iter("{http://www.w3.org/2000/svg}text")]

@@ -37,7 +37,11 @@ def budget(model: PackedModel, plan: Plan, spec: RunSpec, asked: int | None) -> 
     if model.base.device.type == "cpu":
         return Budget(asked or CPU_TOKENS, asked or CPU_EVALUATION_TOKENS, asked or CPU_TOKENS)
     tokens = asked or _remembered_or_measured(model, plan, spec)
-    return _budget(tokens, asked or _of_one(plan, tokens))
+    recorded = plan.together and plan.is_launch_bound(tokens)
+    # What is launched beside recorded passes cannot use their memory.
+    most = max(tokens, plan.most_tokens - tokens) if recorded else plan.most_tokens
+    # Forward only, a layer's activations are gone when the next one is through.
+    return Budget(tokens, (2 if recorded else 4) * tokens, asked or most)
 
 
 def smallest_near_peak(rates: Mapping[int, float]) -> int:
@@ -57,7 +61,7 @@ def rates(
     measured: dict[int, float] = {}
     for tokens in budgets:
         share = Share(weights, _made_up(model, min(_ROW, spec.max_length), int(_FILLED * tokens)), whole=1.0)
-        model.expect(_budget(tokens, tokens), spec.max_length)
+        model.expect(Budget(tokens, tokens, tokens), spec.max_length)
         try:
             model.train([share])  # the first chooses kernels and takes memory
             _finish(model)
@@ -87,17 +91,6 @@ def _remembered_or_measured(model: PackedModel, plan: Plan, spec: RunSpec) -> in
     log.info("tokens at once and tokens a second: %s", ", ".join(f"{t}: {r:.0f}" for t, r in measured.items()))
     remembered.write(file, key, found)
     return found
-
-
-def _of_one(plan: Plan, tokens: int) -> int:
-    """What is launched beside recorded passes cannot use their memory."""
-    recorded = plan.together and plan.is_launch_bound(tokens)
-    return max(tokens, plan.most_tokens - tokens) if recorded else plan.most_tokens
-
-
-def _budget(tokens: int, of_one: int) -> Budget:
-    # Forward only, a layer's activations are gone when the next one is through.
-    return Budget(tokens, 2 * tokens, of_one)
 
 
 def _made_up(model: PackedModel, length: int, tokens: int) -> list[EncodedRow]:

@@ -95,7 +95,7 @@ class PackedModel:
     def room(self, budget: Budget) -> int:
         """Tokens that a pass of several runs may have: if it is launched, as many as one of a single run.
 
-        A budget that three of four runs fill would else leave the fourth a pass of its own.
+        Four runs fill a budget that three of them fit into; the fourth would else have a pass of its own.
         """
         return budget.tokens if self._graphs is not None else budget.of_one
 

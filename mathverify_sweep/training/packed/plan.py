@@ -167,12 +167,12 @@ def _bytes_per_token(base: BaseModel) -> float:
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     heads = 2 * config.num_attention_heads + 2 * config.num_key_value_heads
     layer = 4 * config.hidden_size + heads * head + 3 * config.intermediate_size
-    return float(1.1 * base.compute_dtype.itemsize * (config.num_hidden_layers + 1) * layer)
+    return float(base.compute_dtype.itemsize * (config.num_hidden_layers + 1) * layer)
 
 
 def _in_steps(tokens: int) -> int:
-    """So many or a fifth less: how runs are cut should not hang on some megabytes that others have on the device."""
-    step = 1 << max(0, tokens.bit_length() - 3)
+    """So many or a ninth less: how runs are cut should not hang on some megabytes that others have on the device."""
+    step = 1 << max(0, tokens.bit_length() - 4)
     return tokens // step * step
 
 

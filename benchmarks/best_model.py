@@ -1,0 +1,167 @@
+"""The best plan on all rows, beside other long runs of the same base model, against a run set by hand; read on test.
+
+    python -m benchmarks.best_model --plans promotion_plans --file docs/results/promotion/final.yaml --device cuda \\
+        --output runs --set data.source=/data/verification_pool.parquet --to docs/results/promotion
+
+Needs the study of `benchmarks.promotion` in the same database, which says what the best plan is. The sweep file's
+trials are small and only there to be promoted. Which model is the best, and which are averaged, validation decides;
+test is read by these and by the first run set by hand, once, at the end. Killed, it goes on. Writes a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from benchmarks.promotion import PASSES, winner, work
+from mathverify_sweep import actions, metrics, paths, sweep_file
+from mathverify_sweep.config import SweepConfig
+from mathverify_sweep.data.rows import groups
+from mathverify_sweep.resampling import mean_gain
+from mathverify_sweep.store import database as store
+from mathverify_sweep.store import promotions, runs
+from mathverify_sweep.study import study
+from mathverify_sweep.verifiers import ensemble, verifier
+from mathverify_sweep.verifiers.verifier import Model, Verifier
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Engine as Database
+
+BY_HAND = "set by hand, one pass"
+LONG_RUNS: dict[str, tuple[int, dict[str, Any]]] = {
+    BY_HAND: (0, {"plan": "scratch", "stages": "[all]", "seed": 11}),
+    f"{BY_HAND}, another seed": (0, {"plan": "scratch", "stages": "[all]", "seed": 12}),
+    "best plan": (1, {"stages": "[0.25, 0.5, 0.75, all]", "passes": PASSES, "seed": 11}),
+    "two passes, dropout": (2, {"plan": "scratch", "stages": "[all]", "passes": 2, "seed": 11}),
+    "three passes, lower rate, dropout": (3, {"plan": "scratch", "stages": "[all]", "passes": 3, "seed": 11}),
+}
+"""By name the trial of the sweep file that is promoted, and how."""
+
+AVERAGED = 5
+"""Runs in the ensemble at most."""
+
+
+def main() -> None:
+    """Train, choose, read test, tell."""
+    options = _options()
+    config = sweep_file.require(options.file, options.settings)
+    database = store.connect(options.storage)
+    store.upgrade(database)
+    plan = winner(database, options.plans)
+    _train(database, config, plan, options)
+    named = _named(database, config, plan)
+    table = _table(database, config, named, plan, options)
+    options.to.mkdir(parents=True, exist_ok=True)
+    (options.to / "final.md").write_text(table, encoding="utf-8")
+    print(table)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--plans", default="promotion_plans", help="study of `benchmarks.promotion`")
+    parser.add_argument("--file", default="docs/results/promotion/final.yaml", help="sweep file with the settings")
+    parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--storage", default=f"sqlite:///{paths.DEFAULT_DATABASE}")
+    parser.add_argument("--output", type=Path, default=paths.DEFAULT_OUTPUT)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--to", type=Path, default=Path("promotion"), help="folder for the table")
+    return parser.parse_args()
+
+
+def _settings(name: str, plan: str) -> tuple[int, list[str]]:
+    trial, settings = LONG_RUNS[name]
+    return trial, [f"promotion.{key}={value}" for key, value in {"plan": plan, **settings}.items()]
+
+
+def _train(database: Database, config: SweepConfig, plan: str, options: argparse.Namespace) -> None:
+    actions.create(database, config)
+    work(config.study, options)
+    handle = study.open_study(database, config.study)
+    for name in LONG_RUNS:
+        trial, settings = _settings(name, plan)
+        actions.promote(database, handle, 1, trial, settings)
+    work(config.study, options)
+
+
+def _named(database: Database, config: SweepConfig, plan: str) -> dict[str, Model]:
+    """The last stage of each long run, by name. Raises StudyError when one has not finished."""
+    handle = study.open_study(database, config.study)
+    found = {}
+    for name in LONG_RUNS:
+        trial, settings = _settings(name, plan)
+        (said,) = actions.promote(database, handle, 1, trial, settings)
+        record = next(r for r in promotions.promotions(database, config.study) if r.promotion_id == said.promotion_id)
+        found[name] = verifier.model(runs.get(database, record.run_ids[-1]))
+    return found
+
+
+def _table(
+    database: Database, config: SweepConfig, named: dict[str, Model], plan: str, options: argparse.Namespace
+) -> str:
+    from mathverify_sweep.training.judge import Judge  # imports torch
+
+    sought = {name: model for name, model in named.items() if not name.startswith(BY_HAND)}
+    best = min(sought, key=lambda name: sought[name].metrics.log_loss)
+    chosen = ensemble.choose(database, config.study, list(named.values()), AVERAGED)
+    averaged = verifier.find(database, [member.run_id for member in chosen.members])
+    asked = {
+        BY_HAND: verifier.find(database, [named[BY_HAND].run.run_id]),
+        f"best on validation ({best})": verifier.find(database, [named[best].run.run_id]),
+        f"mean of {len(averaged.models)} ({', '.join(_names(named, averaged))})": averaged,
+    }
+    judge = Judge("cuda:0" if options.device == "cuda" else options.device)
+    output = options.output.resolve()
+    said = {name: verifier.split_log_odds(database, each, "test", output, judge) for name, each in asked.items()}
+    rows = verifier.rows_of(named[BY_HAND], "test")
+    labels, questions = np.array([row.is_correct for row in rows]), groups(rows)
+    lines = [
+        f"Validation. The best plan is `{plan}`.",
+        "",
+        "| long run | rows of its last stage | log-loss | accuracy at 0 |",
+        "|---|---|---|---|",
+        *(
+            f"| {name} | {model.result.rows_seen:,} | {model.metrics.log_loss:.4f} | {model.metrics.accuracy:.4f} |"
+            for name, model in named.items()
+        ),
+        "",
+        f"Test, {len(rows):,} rows, read once.",
+        "",
+        "| model | accuracy at 0 [95 %] | at the threshold | log-loss | AUC |",
+        "|---|---|---|---|---|",
+    ]
+    right: dict[str, np.ndarray] = {}
+    at_threshold: dict[str, np.ndarray] = {}
+    for name, each in asked.items():
+        found = metrics.judge(said[name], labels, questions)
+        right[name] = (said[name] >= 0) == labels
+        at_threshold[name] = (said[name] >= each.threshold) == labels
+        lines.append(
+            f"| {name} | {found.accuracy:.4f} [{found.accuracy_low:.4f}, {found.accuracy_high:.4f}] | "
+            f"{at_threshold[name].mean():.4f} (at {each.threshold:+.2f}) | {found.log_loss:.4f} | {found.auc:.4f} |"
+        )
+    by_hand, single, mean = asked
+    lines += ["", "| difference on test | points [95 %] |", "|---|---|"]
+    for what, one, other in (
+        ("best minus set by hand", right[single], right[by_hand]),
+        ("mean minus best", right[mean], right[single]),
+        ("mean minus set by hand", right[mean], right[by_hand]),
+        ("best, its threshold minus 0", at_threshold[single], right[single]),
+        ("mean, its threshold minus 0", at_threshold[mean], right[mean]),
+    ):
+        gain = mean_gain(one.astype(float) - other, questions)
+        lines.append(f"| {what} | {100 * gain.estimate:+.2f} [{100 * gain.low:+.2f}, {100 * gain.high:+.2f}] |")
+    return "\n".join([*lines, ""])
+
+
+def _names(named: dict[str, Model], averaged: Verifier) -> Iterator[str]:
+    """Of the models that are averaged."""
+    for run_id in averaged.run_ids:
+        yield next(name for name, model in named.items() if model.run.run_id == run_id)
+
+
+if __name__ == "__main__":
+    main()
