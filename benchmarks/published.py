@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks import published_report
+from benchmarks import published_effects, published_report
 from mathverify_sweep import actions, paths, sweep_file
 from mathverify_sweep.data.rows import groups
 from mathverify_sweep.metrics import cluster_numbers
@@ -102,7 +102,7 @@ def _run(database: Database, options: argparse.Namespace) -> None:
 
 def _conclusions(database: Database, options: argparse.Namespace) -> None:
     for seed in SEEDS:
-        settings = [f"study={published_report.conclusions_of(seed)}", f"training.seed={seed}"]
+        settings = [f"study={published_effects.study_of(seed)}", f"training.seed={seed}"]
         config = sweep_file.require("conclusions", [*QUIET, *settings, *options.settings])
         actions.create(database, config)
         _work([(config.study, ["--token-budget", options.token_budget])], options)

@@ -10,43 +10,28 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
+from benchmarks import published_effects
+from benchmarks.published_effects import all_finished, importance, points, reading_of, table
 from mathverify_sweep import paths
 from mathverify_sweep.config import PromotionConfig
 from mathverify_sweep.data.rows import groups
-from mathverify_sweep.metrics import CONFIDENCE, Floats, Interval, cluster_numbers, clustered_accuracy, row_losses
+from mathverify_sweep.metrics import Interval, clustered_accuracy
 from mathverify_sweep.resampling import mean_gain
-from mathverify_sweep.specs import TrainParams
 from mathverify_sweep.states import RunState
 from mathverify_sweep.store import promotions, runs, studies
 from mathverify_sweep.store.runs import RunRecord
-from mathverify_sweep.study import drawings, views
+from mathverify_sweep.study import drawings
 from mathverify_sweep.verifiers import verifier
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine as Database
 
 SWEEP = "published_003"
-CONCLUSIONS = "conclusions"
-RESAMPLES = 4_000
-
-Cell = tuple[int, int, float, str, int]
-"""Seed, rank, learning rate, schedule, effective batch size."""
-AXES = ("seed", "rank", "learning rate", "schedule", "effective batch")
-
-CONTRASTS: tuple[tuple[int, object, object], ...] = (
-    (1, 64, 8),
-    (2, 1e-4, 1e-5),
-    (2, 5e-4, 1e-4),
-    (3, "cosine", "linear"),
-    (4, 32, 8),
-)
-"""Which axis of a cell, and which of its values is held against which."""
 
 
 class Solved(TypedDict):
@@ -56,19 +41,6 @@ class Solved(TypedDict):
     questions: list[int]
     left_out_rows: int
     seconds: float
-
-
-@dataclass(frozen=True)
-class Read:
-    """What a run says of each validation row: whether it is right, and the log-loss."""
-
-    right: Floats
-    losses: Floats
-
-
-def conclusions_of(seed: int) -> str:
-    """The study of the designed experiment with that seed."""
-    return f"{CONCLUSIONS}_{seed}"
 
 
 def solving_of(arm: str) -> str:
@@ -92,8 +64,8 @@ def write(database: Database, output: Path, to: Path) -> None:
     there = studies.names(database)
     if SWEEP in there:
         _put(to / "003.md", _sweep(database, to))
-    if any(name.startswith(f"{CONCLUSIONS}_") for name in there):
-        _put(to / "conclusions.md", _conclusions(database, to))
+    if any(name.startswith(published_effects.STUDIES) for name in there):
+        _put(to / "conclusions.md", published_effects.conclusions(database, to))
     if any(name.startswith(solving_of("")) for name in there):
         _put(to / "004.md", _solving(database, output))
 
@@ -103,17 +75,6 @@ def _put(file: Path, text: str) -> None:
     print(text)
 
 
-def _finished(database: Database, name: str) -> list[RunRecord]:
-    """The trials that were trained to their end, each by its last attempt."""
-    trials = [run for run in runs.runs(database, name) if run.stage is None and run.spec is not None]
-    return [run for run in trials if run.state is RunState.COMPLETE]
-
-
-def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    rows = [header, ["---"] * len(header), *lines]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
-
-
 # Report 003
 
 
@@ -121,8 +82,8 @@ def _sweep(database: Database, to: Path) -> str:
     last = {run.trial_number: run for run in runs.runs(database, SWEEP) if run.stage is None and run.spec is not None}
     ordered = sorted(last.values(), key=lambda run: (run.state is not RunState.COMPLETE, _value(run)))
     header = ["trial", "learning rate", "batch", "optimizer", "schedule", "clip", "warm-up", "decay", "ended", "rows"]
-    trials = _table([*header, "log-loss", "accuracy [95 %]"], [_trial_line(run) for run in ordered])
-    parts = [f"{_ended(ordered)}\n", trials, _importance(database, [SWEEP]), _plans(database, to)]
+    trials = table([*header, "log-loss", "accuracy [95 %]"], [_trial_line(run) for run in ordered])
+    parts = [f"{_ended(ordered)}\n", trials, importance(database, [SWEEP]), _plans(database, to)]
     return "\n".join(parts)
 
 
@@ -162,14 +123,6 @@ def _trial_line(run: RunRecord) -> list[str]:
     ]
 
 
-def _importance(database: Database, names: Sequence[str]) -> str:
-    """The shares of the axes in what makes finished trials differ, study by study."""
-    found = {name: views.parameter_importances(database, name) for name in names}
-    axes = list(dict.fromkeys(axis for shares in found.values() for axis in shares))
-    lines = [[axis, *(f"{found[name].get(axis, 0.0):.2f}" for name in names)] for axis in axes]
-    return _table(["importance (fANOVA of the log-loss)", *names], lines)
-
-
 def _plans(database: Database, to: Path) -> str:
     """A line per plan: its stages, and its last one against that of the first plan on the same rows."""
     arms: dict[str, list[RunRecord]] = {}
@@ -181,7 +134,7 @@ def _plans(database: Database, to: Path) -> str:
     if not arms:
         return "No promotion has got to its end.\n"
     questions = groups(verifier.rows_of(verifier.model(next(iter(arms.values()))[-1]), "validation"))
-    read = {name: _read(database, stages[-1]) for name, stages in arms.items()}
+    read = {name: reading_of(database, stages[-1]) for name, stages in arms.items()}
     first = next(iter(arms))
     lines = []
     for name, stages in arms.items():
@@ -195,14 +148,14 @@ def _plans(database: Database, to: Path) -> str:
                 f"{sum(stage.busy_seconds or 0.0 for stage in stages) / 60:.1f}",
                 ", ".join(f"{_accuracy(stage):.4f}" for stage in stages),
                 f"{verifier.model(stages[-1]).metrics.log_loss:.4f}",
-                "" if name == first else _points(gain),
+                "" if name == first else points(gain),
             ]
         )
     curves = {name: _over_rows(stages) for name, stages in arms.items()}
     drawn = drawings.curves("Plans of report 003", "rows met", "validation accuracy after each stage", curves)
     (to / "003_plans.svg").write_text(drawn, encoding="utf-8")
     header = ["plan", "rows met", "steps", "device min", "accuracy, stage by stage", "log-loss of the last"]
-    return _table([*header, f"last stage minus {first}, points [95 %]"], lines)
+    return table([*header, f"last stage minus {first}, points [95 %]"], lines)
 
 
 def _over_rows(stages: Sequence[RunRecord]) -> list[tuple[float, float]]:
@@ -212,133 +165,6 @@ def _over_rows(stages: Sequence[RunRecord]) -> list[tuple[float, float]]:
 
 def _accuracy(run: RunRecord) -> float:
     return verifier.model(run).metrics.accuracy
-
-
-def _read(database: Database, run: RunRecord) -> Read:
-    model = verifier.model(run)
-    labels = np.array([row.is_correct for row in verifier.rows_of(model, "validation")])
-    odds = verifier.kept_log_odds(database, model, "validation")
-    return Read(((odds >= 0) == labels).astype(np.float64), row_losses(odds, labels))
-
-
-def _points(gain: Interval) -> str:
-    return f"{100 * gain.estimate:+.2f} [{100 * gain.low:+.2f}, {100 * gain.high:+.2f}]"
-
-
-# What the reports conclude
-
-
-def _conclusions(database: Database, to: Path) -> str:
-    names = [name for name in sorted(studies.names(database)) if name.startswith(f"{CONCLUSIONS}_")]
-    finished = [run for name in names for run in _finished(database, name)]
-    if not finished:
-        return "No trial has got to its end.\n"
-    cells = {_cell(run): _read(database, run) for run in finished}
-    questions = groups(verifier.rows_of(verifier.model(finished[0]), "validation"))
-    (to / "conclusions.svg").write_text(_by_rate(cells), encoding="utf-8")
-    spec = verifier.model(finished[0]).spec
-    told = (
-        f"{len(cells)} runs of {spec.train_rows:,} rows; {len(questions):,} validation rows of {len(set(questions)):,}"
-    )
-    parts = [
-        told + " questions.\n",
-        _effects(cells, questions),
-        _levels(cells),
-        _noise(cells),
-        _importance(database, names),
-    ]
-    return "\n".join(parts)
-
-
-def _cell(run: RunRecord) -> Cell:
-    assert run.spec is not None
-    params: TrainParams = run.spec.params
-    learnt = params.learning_rate, params.lr_scheduler_type, params.effective_batch_size
-    return (run.spec.seed, params.lora_r, *learnt)
-
-
-def _effects(cells: dict[Cell, Read], questions: Sequence[str]) -> str:
-    """Each contrast over all pairs of cells that are alike in all else, and over those of one learning rate."""
-    lines = []
-    for axis, high, low in CONTRASTS:
-        for rate in (None, *sorted({cell[2] for cell in cells})):
-            if rate is not None and axis == 2:
-                continue
-            pairs = [
-                (read, cells[other])
-                for cell, read in cells.items()
-                if cell[axis] == high
-                and rate in (None, cell[2])
-                and (other := (*cell[:axis], low, *cell[axis + 1 :])) in cells
-            ]
-            if not pairs:
-                continue
-            accuracy = crossed_gain(np.array([a.right - b.right for a, b in pairs]), questions)
-            losses = crossed_gain(np.array([a.losses - b.losses for a, b in pairs]), questions)
-            where = "all" if rate is None else f"{rate:g}"
-            loss = f"{losses.estimate:+.4f} [{losses.low:+.4f}, {losses.high:+.4f}]"
-            lines.append([f"{AXES[axis]} {high} minus {low}", where, str(len(pairs)), _points(accuracy), loss])
-    return _table(["effect", "learning rate", "pairs of runs", "accuracy, points [95 %]", "log-loss [95 %]"], lines)
-
-
-def crossed_gain(gains: Floats, questions: Sequence[str], seed: int = 0) -> Interval:
-    """The mean of (pairs, rows) numbers; percentile bootstrap that draws pairs and whole questions at once.
-
-    The pigeonhole bootstrap (Owen, Annals of Applied Statistics 1, 2007): it leans to intervals that are too wide.
-    """
-    clusters = cluster_numbers(questions)
-    sizes = np.bincount(clusters).astype(np.float64)
-    totals = np.array([np.bincount(clusters, weights=row) for row in gains])
-    rng = np.random.default_rng(seed)
-    of_pairs = rng.multinomial(len(gains), np.full(len(gains), 1 / len(gains)), RESAMPLES).astype(np.float64)
-    of_questions = rng.multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), RESAMPLES).astype(np.float64)
-    sums = np.einsum("sp,ps->s", of_pairs, totals @ of_questions.T)
-    means = sums / (of_pairs.sum(axis=1) * (of_questions @ sizes))
-    low, high = np.quantile(means, [0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2])
-    return Interval(float(gains.mean()), float(low), float(high))
-
-
-def _levels(cells: dict[Cell, Read]) -> str:
-    """The mean figures of every setting over its seeds, the lowest log-loss first."""
-    by_setting: dict[tuple[object, ...], list[Read]] = defaultdict(list)
-    for cell, read in cells.items():
-        by_setting[cell[1:]].append(read)
-    found = [
-        (float(np.mean([read.losses.mean() for read in reads])), [float(read.right.mean()) for read in reads], setting)
-        for setting, reads in by_setting.items()
-    ]
-    lines = [
-        [*(str(value) for value in setting), f"{loss:.4f}", ", ".join(f"{value:.4f}" for value in right)]
-        for loss, right, setting in sorted(found, key=lambda each: each[0])
-    ]
-    return _table([*AXES[1:], "log-loss", "accuracy, seed by seed"], lines)
-
-
-def _noise(cells: dict[Cell, Read]) -> str:
-    """How far two runs of one setting are apart: what a difference between two single runs has to be held against."""
-    pairs = [
-        (read, cells[other]) for cell, read in cells.items() if cell[0] == 0 and (other := (1, *cell[1:])) in cells
-    ]
-    if not pairs:
-        return ""
-    right = np.array([a.right.mean() - b.right.mean() for a, b in pairs])
-    losses = np.array([a.losses.mean() - b.losses.mean() for a, b in pairs])
-    spread = [float(np.sqrt(np.mean(apart**2) / 2)) for apart in (right, losses)]
-    return (
-        f"Two runs of one setting that differ in the seed alone, {len(pairs)} pairs: the standard deviation of one "
-        f"run is {100 * spread[0]:.2f} points of accuracy and {spread[1]:.4f} of log-loss.\n"
-    )
-
-
-def _by_rate(cells: dict[Cell, Read]) -> str:
-    """Mean log-loss over the learning rate, a curve for each rank and effective batch size."""
-    found: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for (_, rank, rate, _, batch), read in sorted(cells.items()):
-        found[f"r {rank}, {batch} rows"][math.log10(rate)].append(float(read.losses.mean()))
-    named = {
-        name: [(rate, float(np.mean(losses))) for rate, losses in by_rate.items()] for name, by_rate in found.items()
-    }
-    return drawings.curves("Log-loss by learning rate", "learning rate, log10", "validation log-loss", named)
 
 
 # Report 004
@@ -351,13 +177,15 @@ def _solving(database: Database, output: Path) -> str:
     for arm in arms:
         file = solved_file(output, solving_of(arm))
         known: dict[str, Solved] = json.loads(file.read_text()) if file.exists() else {}
-        by_trial = {run.trial_number or 0: run for run in _finished(database, solving_of(arm)) if run.run_id in known}
+        by_trial = {
+            run.trial_number or 0: run for run in all_finished(database, solving_of(arm)) if run.run_id in known
+        }
         for number, run in sorted(by_trial.items()):
             before = known[by_trial[0].run_id] if 0 in by_trial else None
             lines.append(_solving_line(arm, run, known[run.run_id], before))
             after[arm, number] = known[run.run_id]
     header = ["arm", "rank, rate", "steps", "samples/s", "GSM8K test pass@1 [95 %]", "minus untrained, points [95 %]"]
-    parts = [_table([*header, "validation pass@1", "s to write"], lines), _memory(database, arms)]
+    parts = [table([*header, "validation pass@1", "s to write"], lines), _memory(database, arms)]
     parts += _between(after)
     return "\n".join(parts)
 
@@ -373,7 +201,7 @@ def _solving_line(arm: str, run: RunRecord, solved: Solved, before: Solved | Non
         f"{result.optimizer_steps:,}",
         "" if untrained else f"{result.rows_seen / result.train_seconds:.1f}",
         f"{share.estimate:.4f} [{share.low:.4f}, {share.high:.4f}]",
-        "" if untrained or before is None else _points(_gain(solved, before)),
+        "" if untrained or before is None else points(_gain(solved, before)),
         f"{model.metrics.accuracy:.3f}",
         f"{solved['seconds']:.0f}",
     ]
@@ -387,15 +215,15 @@ def _gain(a: Solved, b: Solved) -> Interval:
 def _memory(database: Database, arms: Sequence[str]) -> str:
     lines = []
     for arm in arms:
-        for run in _finished(database, memory_of(arm)) if memory_of(arm) in studies.names(database) else []:
+        for run in all_finished(database, memory_of(arm)) if memory_of(arm) in studies.names(database) else []:
             result = verifier.model(run).result
             seconds = result.train_seconds / result.optimizer_steps
             lines.append([arm, f"{result.optimizer_steps}", f"{result.peak_memory_bytes / 1e9:.3f}", f"{seconds:.3f}"])
-    return _table(["arm", "steps of 1 x 4 rows", "peak GB", "s a step"], lines)
+    return table(["arm", "steps of 1 x 4 rows", "peak GB", "s a step"], lines)
 
 
 def _between(after: dict[tuple[str, int], Solved]) -> list[str]:
     """The arms against each other, trial by trial, on the same rows."""
     both = sorted({number for _, number in after if ("lora", number) in after and ("qlora", number) in after})
-    lines = [[str(number), _points(_gain(after["qlora", number], after["lora", number]))] for number in both]
-    return [_table(["trial", "QLoRA minus LoRA, points [95 %]"], lines)] if lines else []
+    lines = [[str(number), points(_gain(after["qlora", number], after["lora", number]))] for number in both]
+    return [table(["trial", "QLoRA minus LoRA, points [95 %]"], lines)] if lines else []

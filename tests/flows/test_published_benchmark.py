@@ -7,12 +7,13 @@ import os
 import re
 import subprocess
 import sys
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks import published_report
+from benchmarks import published_effects
 from mathverify_sweep.data import synthetic
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -94,7 +95,8 @@ def test_every_axis_of_the_conclusions_is_held_against_itself_in_pairs(tmp_path:
     assert effects["rank 64 minus 8", "all"] == 24
     assert effects["schedule cosine minus linear", "1e-05"] == 8
     assert effects["learning rate 0.0001 minus 1e-05", "all"] == 16
-    assert (tmp_path / "report" / "conclusions.svg").is_file()
+    for name in ("conclusions", "effects"):
+        assert ElementTree.parse(tmp_path / "report" / f"{name}.svg").getroot().tag.endswith("svg")
 
 
 @pytest.mark.slow
@@ -121,9 +123,9 @@ def test_an_effect_over_pairs_has_the_noise_of_runs_and_of_questions_in_its_inte
     questions = [str(number // 3) for number in range(600)]
     rows_alone = np.repeat(rng.normal(0, 1, 200), 3)[None, :] + np.zeros((24, 1))
     runs_alone = rng.normal(0, 1, (24, 1)) + np.zeros((1, 600))
-    of_rows = published_report.crossed_gain(rows_alone, questions)
-    of_runs = published_report.crossed_gain(runs_alone, questions)
-    of_both = published_report.crossed_gain(rows_alone + runs_alone, questions)
+    of_rows = published_effects.crossed_gain(rows_alone, questions)
+    of_runs = published_effects.crossed_gain(runs_alone, questions)
+    of_both = published_effects.crossed_gain(rows_alone + runs_alone, questions)
     assert of_rows.high - of_rows.low == pytest.approx(2 * 1.96 / 200**0.5, rel=0.15)
     assert of_runs.high - of_runs.low == pytest.approx(2 * 1.96 / 24**0.5, rel=0.3)
     assert of_both.high - of_both.low > of_runs.high - of_runs.low
