@@ -6,10 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
+from mathverify_sweep.metrics import Interval
 from mathverify_sweep.specs import Metrics
 
 WIDTH, HEIGHT = 640, 320
 LEFT, RIGHT, TOP, BOTTOM = 64, 64, 36, 44
+NAMES, ROW = 320, 22
 MAX_POINTS = 500
 COLOURS = ("#4c78a8", "#e45756", "#54a24b", "#b279a2", "#f58518", "#72b7b2")
 LOSS, VALUE, GRID, INK = "#4c78a8", "#e45756", "#dddddd", "#333333"
@@ -73,6 +75,29 @@ def curves(title: str, x_label: str, y_label: str, named: Mapping[str, Curve]) -
         parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{colour}"/>' for x, y in points]
         parts.append(_text(points[-1][0] + 6, points[-1][1] + 4, name, "start", colour))
     return _svg(WIDTH + 40, HEIGHT, title, parts)
+
+
+def intervals(title: str, x_label: str, named: Mapping[str, Interval]) -> str:
+    """Estimates with their intervals, a line for each under one another; those that leave 0 out are filled."""
+    ends = [0.0, *(end for each in named.values() for end in (each.low, each.high))]
+    xs = _ticks(min(ends), max(ends))
+    height = TOP + ROW * len(named) + BOTTOM
+
+    def place(value: float) -> float:
+        return NAMES + (value - xs[0]) / (xs[-1] - xs[0]) * (WIDTH - RIGHT)
+
+    parts = [_text(place(x), height - BOTTOM + 18, f"{x:g}") for x in xs]
+    parts.append(_text(place((xs[0] + xs[-1]) / 2), height - 8, x_label))
+    parts.append(f'<line x1="{place(0):.1f}" x2="{place(0):.1f}" y1="{TOP}" y2="{height - BOTTOM}" stroke="{INK}"/>')
+    for number, (name, each) in enumerate(named.items()):
+        y = TOP + ROW * (number + 0.5)
+        fill = "white" if each.low <= 0 <= each.high else LOSS
+        parts.append(_text(NAMES - 12, y + 4, name, "end"))
+        parts.append(
+            f'<line x1="{place(each.low):.1f}" x2="{place(each.high):.1f}" y1="{y:.1f}" y2="{y:.1f}" stroke="{LOSS}"/>'
+        )
+        parts.append(f'<circle cx="{place(each.estimate):.1f}" cy="{y:.1f}" r="4" fill="{fill}" stroke="{LOSS}"/>')
+    return _svg(NAMES + WIDTH, height, title, parts)
 
 
 def _ticks(low: float, high: float) -> list[float]:
