@@ -29,8 +29,9 @@ install: $(VENV)/dev.stamp  ## everything that development needs, in .venv
 test: $(VENV)/dev.stamp  ## the tests that take seconds, on SQLite and on PostgreSQL
 	@$(PYTEST) -m "not slow and not gpu and not faults" -n $(JOBS) --dist worksteal
 
-test-long: $(VENV)/dev.stamp  ## the tests that take minutes: the quickstart, the wheel, the images' install steps
+test-long: $(VENV)/dev.stamp  ## the tests that take minutes: quickstart, wheel, images' install steps, and test-faults
 	@$(PYTEST) -m "slow and not gpu"
+	@$(MAKE) --no-print-directory test-faults
 
 # The first one waits for ten minutes; the two others do the rest beside it.
 test-faults: $(VENV)/dev.stamp  ## faults that take their time: ten minutes without a database, 120 workers (15 minutes)

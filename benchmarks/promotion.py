@@ -23,11 +23,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mathverify_sweep import actions, paths, sweep_file
+from mathverify_sweep import actions, metrics, paths, sweep_file
 from mathverify_sweep.config import PromotionConfig, SweepConfig
 from mathverify_sweep.data.rows import groups
 from mathverify_sweep.metrics import Floats
 from mathverify_sweep.resampling import mean_gain
+from mathverify_sweep.specs import Metrics
 from mathverify_sweep.states import RunState
 from mathverify_sweep.store import database as store
 from mathverify_sweep.store import promotions, runs
@@ -135,7 +136,8 @@ def _report(database: Database, config: SweepConfig, options: argparse.Namespace
     for arm in arms:
         by_plan[arm.plan].append(arm)
     options.to.mkdir(parents=True, exist_ok=True)
-    (options.to / "table.md").write_text(_table(database, by_plan), encoding="utf-8")
+    tables = "\n".join([_table(database, by_plan), _stages(by_plan)])
+    (options.to / "table.md").write_text(tables, encoding="utf-8")
     figures = {
         "accuracy": ("device minutes", "validation accuracy, mean of the seeds", _over_time(by_plan)),
         "forgetting": ("stage", "accuracy on rows of the first quarter", _first_quarter(by_plan)),
@@ -143,33 +145,55 @@ def _report(database: Database, config: SweepConfig, options: argparse.Namespace
     for name, (x_label, y_label, named) in figures.items():
         drawn = drawings.curves(f"{name} by plan", x_label, y_label, named)
         (options.to / f"{name}.svg").write_text(drawn, encoding="utf-8")
-    print((options.to / "table.md").read_text(encoding="utf-8"))
+    print(tables)
 
 
 def _table(database: Database, by_plan: dict[str, list[Arm]]) -> str:
     """A line per plan: its last stage, over seeds, and against the reference on the same rows."""
     labels, questions = _validation(by_plan)
-    against = _right(database, by_plan[REFERENCE], labels)
+    against, losses = _right(database, by_plan[REFERENCE], labels), _losses(database, by_plan[REFERENCE], labels)
     lines = [
-        "| plan | seeds | steps | device min | log-loss of the last stage | accuracy | seed by seed | "
-        f"minus {REFERENCE}, points [95 %] |",
+        f"| plan | seeds | steps | device min | accuracy, seed by seed | minus {REFERENCE}, points [95 %] | log-loss | "
+        f"minus {REFERENCE} [95 %] |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for plan, arms in by_plan.items():
-        right = _right(database, arms, labels)
-        each = [_accuracy(arm.stages[-1]) for arm in arms]
-        gain = mean_gain(right - against, questions)
+        each = ", ".join(f"{_figures(arm.stages[-1]).accuracy:.4f}" for arm in arms)
+        gain = mean_gain(_right(database, arms, labels) - against, questions)
+        more = mean_gain(_losses(database, arms, labels) - losses, questions)
         points = f"{100 * gain.estimate:+.2f} [{100 * gain.low:+.2f}, {100 * gain.high:+.2f}]"
-        steps = {_steps(arm) for arm in arms}
+        loss = f"{more.estimate:+.4f} [{more.low:+.4f}, {more.high:+.4f}]"
         lines.append(
-            f"| {plan} | {len(arms)} | {min(steps):,} | {np.mean([arm.seconds[-1] for arm in arms]) / 60:.1f} | "
-            f"{_log_loss(arms):.4f} | {np.mean(each):.4f} | {', '.join(f'{value:.4f}' for value in each)} | "
-            f"{'' if plan == REFERENCE else points} |"
+            f"| {plan} | {len(arms)} | {min(_steps(arm) for arm in arms):,} | "
+            f"{np.mean([arm.seconds[-1] for arm in arms]) / 60:.1f} | {each} | {'' if plan == REFERENCE else points} | "
+            f"{_log_loss(arms):.4f} | {'' if plan == REFERENCE else loss} |"
         )
     note = (
         "Intervals are of the rows, clustered by question, for these seeds; how much seeds differ stands beside them."
     )
     return "\n".join([*lines, "", note, ""])
+
+
+def _stages(by_plan: dict[str, list[Arm]]) -> str:
+    """A line per stage, means of the seeds."""
+    lines = [
+        "| plan | stage | device min | accuracy | log-loss | AUC | rows of the first quarter: met | held back |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for plan, arms in by_plan.items():
+        for at in range(len(arms[0].stages)):
+            models = [verifier.model(arm.stages[at]) for arm in arms]
+            cells = [
+                np.mean([arm.seconds[at] for arm in arms]) / 60,
+                *(np.mean([getattr(m.metrics, name) for m in models]) for name in ("accuracy", "log_loss", "auc")),
+                *(
+                    np.mean([getattr(m.result.slices[0], name) for m in models])
+                    for name in ("met_accuracy", "held_back_accuracy")
+                ),
+            ]
+            shown = [f"{cells[0]:.1f}", *(f"{cell:.4f}" for cell in cells[1:4]), *(f"{cell:.3f}" for cell in cells[4:])]
+            lines.append(f"| {plan} | {at + 1} | {' | '.join(shown)} |")
+    return "\n".join([*lines, ""])
 
 
 def winner(database: Database, name: str) -> str:
@@ -181,7 +205,7 @@ def winner(database: Database, name: str) -> str:
 
 
 def _log_loss(arms: Sequence[Arm]) -> float:
-    return float(np.mean([verifier.model(arm.stages[-1]).metrics.log_loss for arm in arms]))
+    return float(np.mean([_figures(arm.stages[-1]).log_loss for arm in arms]))
 
 
 def _validation(by_plan: dict[str, list[Arm]]) -> tuple[np.ndarray, list[str]]:
@@ -196,6 +220,13 @@ def _right(database: Database, arms: Sequence[Arm], labels: np.ndarray) -> Float
     return share
 
 
+def _losses(database: Database, arms: Sequence[Arm], labels: np.ndarray) -> Floats:
+    """Of each validation row the log-loss of the last stage, mean of the seeds."""
+    last = [verifier.kept_log_odds(database, verifier.model(arm.stages[-1]), "validation") for arm in arms]
+    mean: Floats = np.mean([metrics.row_losses(odds, labels) for odds in last], axis=0)
+    return mean
+
+
 def _steps(arm: Arm) -> int:
     """Optimizer steps taken, each once: a run that went on from another has taken only its own part."""
     before = {run.run_id: run.result.optimizer_steps for run in arm.every if run.result}
@@ -208,7 +239,7 @@ def _over_time(by_plan: dict[str, list[Arm]]) -> dict[str, list[tuple[float, flo
     found = {}
     for plan, arms in by_plan.items():
         minutes = np.mean([arm.seconds for arm in arms], axis=0) / 60
-        accuracy = np.mean([[_accuracy(stage) for stage in arm.stages] for arm in arms], axis=0)
+        accuracy = np.mean([[_figures(stage).accuracy for stage in arm.stages] for arm in arms], axis=0)
         found[plan] = [(float(x), float(y)) for x, y in zip(minutes, accuracy, strict=True)]
     return found
 
@@ -230,8 +261,8 @@ def _of_the_first_slice(stage: RunRecord) -> float:
     return accuracy
 
 
-def _accuracy(run: RunRecord) -> float:
-    return verifier.model(run).metrics.accuracy
+def _figures(run: RunRecord) -> Metrics:
+    return verifier.model(run).metrics
 
 
 if __name__ == "__main__":
