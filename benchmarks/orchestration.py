@@ -2,8 +2,8 @@
 
 Each process does exactly what a worker's clerk does (`worker.claims.claim`, `worker.saying.say`), on a study that has
 that many ended trials; all processes together begin about four trials a second, so the number of processes is what
-differs. `--workers-only` and `--latency-only` do half of it: the other half has 64 real workers on 60-second runs that
-train nothing, and counts what of a worker's time was not training. Prints Markdown.
+differs. Then 64 real workers on 60-second runs that train nothing, and what of a worker's time was not training. Then
+how long `mvsweep dashboard` takes for the page of a study of so many trials. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import os
 import platform
 import random
 import shutil
+import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -26,6 +28,8 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import mean, quantiles
 from typing import Any
+from urllib.error import URLError
+from urllib.request import urlopen
 
 import sqlalchemy as sa
 
@@ -45,6 +49,9 @@ WORKERS = 1, 8, 64
 TRIALS = 100, 1_000, 10_000
 TRIALS_A_SECOND = 4.0
 CELL_SECONDS = 12.0
+PARTS = "latency", "workers", "dashboard"
+KEPT_SECONDS = 10.0
+"""optuna-dashboard answers from what it has read for so long."""
 Timings = dict[str, list[float]]
 
 
@@ -54,18 +61,19 @@ def main() -> None:
     parser.add_argument("--database", choices=("sqlite", "postgresql", "both"), default="both")
     parser.add_argument("--trials", type=int, nargs="*", default=TRIALS)
     parser.add_argument("--workers", type=int, nargs="*", default=WORKERS)
-    parser.add_argument("--latency-only", action="store_true")
-    parser.add_argument("--workers-only", action="store_true")
+    parser.add_argument("--only", choices=PARTS, nargs="+", default=PARTS)
     parser.add_argument("--run-seconds", type=float, default=60.0, help="what a run of the real workers takes")
     parser.add_argument("--runs", type=int, default=3, help="runs of each real worker")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     kinds = ("sqlite", "postgresql") if options.database == "both" else (options.database,)
     found: dict[str, Any] = {}
-    if not options.workers_only:
+    if "latency" in options.only:
         found["latency"] = [cell for kind in kinds for cell in _latencies(kind, options.trials, options.workers)]
-    if not options.latency_only:
+    if "workers" in options.only:
         found["workers"] = [_not_training(k, max(options.workers), options.run_seconds, options.runs) for k in kinds]
+    if "dashboard" in options.only:
+        found["dashboard"] = [_page(kind, count) for kind in kinds for count in options.trials]
     if options.json:
         options.json.write_text(json.dumps(found, indent=2))
     print(
@@ -75,6 +83,8 @@ def main() -> None:
         print(_latency_table(found["latency"]))
     if "workers" in found:
         print(_workers_table(found["workers"]))
+    if "dashboard" in found:
+        print(_pages_table(found["dashboard"]))
 
 
 @contextmanager
@@ -93,17 +103,24 @@ def database(kind: str) -> Iterator[tuple[str, Path]]:
 
 def _latencies(kind: str, trials: Sequence[int], workers: Sequence[int]) -> Iterator[dict[str, Any]]:
     for count in trials:
-        with database(kind) as (url, folder):
-            engine = connect(url)
-            create(engine, sweep(STUDY, 1_000_000, pruner={"type": "asha"}))
-            _one_trial(url, folder, random.Random(0), {})
-            _multiply(engine, count)
-            engine.dispose()
+        with _study_of(kind, count) as (url, folder):
             for processes in workers:
                 timings = _together(url, folder, processes)
                 cell = {"database": kind, "trials": count, "workers": processes}
                 yield cell | {what: _figures(seconds) for what, seconds in timings.items()}
                 print(cell, {k: _figures(v)["mean"] for k, v in timings.items()}, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _study_of(kind: str, count: int) -> Iterator[tuple[str, Path]]:
+    """A database with a study that has so many ended trials, and a folder."""
+    with database(kind) as (url, folder):
+        engine = connect(url)
+        create(engine, sweep(STUDY, 1_000_000, pruner={"type": "asha"}))
+        _one_trial(url, folder, random.Random(0), {})
+        _multiply(engine, count)
+        engine.dispose()
+        yield url, folder
 
 
 def _together(url: str, folder: Path, processes: int) -> Timings:
@@ -232,6 +249,39 @@ def _start(run: RunRecord) -> datetime:
     return run.started_at
 
 
+def _page(kind: str, count: int) -> dict[str, Any]:
+    """Seconds until the dashboard's first answer about a study, and about new trials of it afterwards."""
+    with _study_of(kind, count) as (url, folder), socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        taken.close()
+        command = [sys.executable, "-m", "mathverify_sweep", "dashboard", "--storage", url, "--output", str(folder)]
+        with subprocess.Popen([*command, "--port", str(port)], stdout=subprocess.DEVNULL) as process:
+            try:
+                page = f"http://127.0.0.1:{port}/api/studies/1"
+                started = _answered(f"http://127.0.0.1:{port}/api/studies", patience=30.0)
+                first = _answered(page)
+                time.sleep(KEPT_SECONDS + 1)
+                later = _answered(f"{page}?after={count}")
+            finally:
+                process.terminate()
+    return {"database": kind, "trials": count, "started": started, "first": first, "later": later}
+
+
+def _answered(url: str, patience: float = 0.0) -> float:
+    """Seconds that an answer takes, those until somebody listens included."""
+    began = time.perf_counter()
+    while True:
+        try:
+            with urlopen(url, timeout=300) as answer:
+                answer.read()
+            return time.perf_counter() - began
+        except URLError:
+            if time.perf_counter() - began > patience:
+                raise
+            time.sleep(0.05)
+
+
 def _figures(seconds: Sequence[float]) -> dict[str, float]:
     worst = quantiles(seconds, n=20)[-1] if len(seconds) > 1 else seconds[0]
     return {"count": len(seconds), "mean": mean(seconds), "p95": worst, "max": max(seconds)}
@@ -254,6 +304,15 @@ def _workers_table(rows: Sequence[dict[str, Any]]) -> str:
             share = gap["mean"] / row["run_seconds"]
             figures = f"{gap['mean']:.2f} s | {share:.2%} | {gap['p95']:.2f} s | {gap['count']}"
             lines.append(f"| {row['database']} | {row['workers']} | {row['run_seconds']:g} s | {when} | {figures} |")
+    return "\n".join(lines)
+
+
+def _pages_table(rows: Sequence[dict[str, Any]]) -> str:
+    lines = ["", "| database | trials | `mvsweep dashboard` listens | page of the study | new trials later |"]
+    lines.append("|---|---:|---:|---:|---:|")
+    for row in rows:
+        seconds = [f"{row[what]:.2f} s" for what in ("started", "first", "later")]
+        lines.append(f"| {row['database']} | {row['trials']:,} | {' | '.join(seconds)} |")
     return "\n".join(lines)
 
 
