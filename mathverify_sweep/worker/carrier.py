@@ -1,9 +1,9 @@
 """Carries checkpoints and adapters between this worker and an output folder that is at a URL, by threads of its own.
 
-Training waits for it twice only: before a run begins, until what it goes on from is here, and when one has ended, for
-some time, until what it leaves is there; that is tried on for as long as the worker lives. A URL that is away costs
-checkpoints of others a way back, and no run: one that starts from an adapter is held back until the URL is reached.
-With an output folder on a disk there is nothing to carry.
+A run waits for it twice only: before it begins, until what it goes on from is here, and when it has ended, for some
+time before that is said, until what it leaves is there; that is tried on for as long as the worker lives. Its
+neighbours wait for nothing. A URL that is away costs checkpoints of others a way back, and no run: one that starts from
+an adapter is held back until the URL is reached. With an output folder on a disk there is nothing to carry.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from mathverify_sweep import depot, paths
@@ -26,13 +27,22 @@ log = logging.getLogger(__name__)
 LOOK_SECONDS = 2.0
 """How often the carrier looks for new checkpoints."""
 DELIVER_SECONDS = 60.0
-"""How long the worker's loop waits until what a run has left is at the URL; the lease is renewed meanwhile."""
+"""How long a run's end is not said, until what it has left is at the URL; the lease is renewed meanwhile."""
 TRIES_SECONDS = 5.0
 """How long it waits before it tries again to deliver or to fetch what others wait for."""
 ABSENT_SECONDS = 5.0, 10.0, 20.0, 40.0, 80.0
 """The same for an adapter that a URL which is reached does not have: who trained it may be cut off from there."""
 SLICE_SECONDS = 0.05
-"""How long the worker's loop waits before it looks whether it still has to."""
+"""How long a worker that ends waits before it looks whether it still has to."""
+
+
+@dataclass(frozen=True)
+class _Delivery:
+    """What is done when all that a run has left is at the URL, or at that time of the monotonic clock."""
+
+    folder: Path
+    until: float
+    then: Callable[[], None]
 
 
 class Carrier:
@@ -49,6 +59,7 @@ class Carrier:
         self._rung = threading.Event()
         self._is_away = False
         self._until = float("inf")
+        self._deliveries: list[_Delivery] = []
         if self._depot is not None:
             for look in (self._look, self._look_at_ended):
                 threading.Thread(target=look, args=(self._depot,), name="carrier", daemon=True).start()
@@ -88,21 +99,44 @@ class Carrier:
         self._until = time.monotonic() + seconds
         return self._until
 
-    def deliver(self, folder: Path, *, checkpoints: bool) -> None:
-        """A run has ended: wait for some time until its adapter is at the URL, and its last checkpoints if they count.
+    def deliver(self, folder: Path, then: Callable[[], None], *, checkpoints: bool) -> None:
+        """A run has ended: have its adapter at the URL, and its last checkpoints if they count; `settle` does the rest.
 
         One wait is enough: there is none while the URL is away and what earlier runs have left is late.
         """
         self._followed.discard(folder)
         if self._depot is None:
+            then()
             return
         is_known = self._is_away and bool(self._adapters | self._last)
         if checkpoints:
             self._last.add(folder)
         self._adapters.add(folder)
         self._rung.set()
-        if not self._wait(lambda: folder not in self._adapters | self._last, 0.0 if is_known else DELIVER_SECONDS):
-            log.warning("what is in %s is not at the output's URL yet; it goes there when it can", folder)
+        until = time.monotonic() + (0.0 if is_known else DELIVER_SECONDS)
+        self._deliveries.append(_Delivery(folder, until, then))
+
+    @property
+    def is_delivering(self) -> bool:
+        """Whether `settle` has something left to do."""
+        return bool(self._deliveries)
+
+    def settle(self) -> None:
+        """Do what was to be done `then`, for each run of which all is delivered or has been waited for long enough."""
+        for each in list(self._deliveries):
+            is_late = each.folder in self._adapters | self._last
+            if is_late and time.monotonic() < min(each.until, self._until):
+                continue
+            if is_late:
+                log.warning("what is in %s is not at the output's URL yet; it goes there when it can", each.folder)
+            self._deliveries.remove(each)
+            each.then()
+
+    def settle_all(self) -> None:
+        """The same, and wait for each, in a hurry until its end."""
+        while self._deliveries:
+            self.settle()
+            time.sleep(SLICE_SECONDS)
 
     def finish(self) -> None:
         """The worker ends: wait, as before, for what is late, and say what did not get to the URL."""

@@ -107,6 +107,7 @@ class Worker:
                         self._listen()
                         self._begin_held_back()
                         self._look_at_the_time()
+                        self._carrier.settle()
                     except EngineDied as died:
                         self._bury_engine(died)
                 return self._close()
@@ -121,7 +122,7 @@ class Worker:
     def _is_over(self) -> bool:
         if self._told_to_end() is not None:
             return True
-        idle = not self._attempts and not self._is_asking
+        idle = not (self._attempts or self._is_asking or self._carrier.is_delivering)
         return idle and (self._over is not None or self._taken == self._options.count)
 
     def _told_to_end(self) -> str | None:
@@ -254,9 +255,12 @@ class Worker:
         """A run has ended: in its row, in Optuna and in W&B. One whose lease was lost leaves a late result at most."""
         attempt = self._attempts.pop(run_id)
         attempt.brought.cancel()
-        # First: who hears that it has ended looks for what it has left.
-        self._carrier.deliver(attempt.folder, checkpoints=attempt.is_gone_on_from(result))
-        self._clerk.say(attempt.finished(result, self._options.output))
+
+        def say_so() -> None:
+            self._clerk.say(attempt.finished(result, self._options.output))
+
+        # Then, not before: who hears that it has ended looks for what it has left.
+        self._carrier.deliver(attempt.folder, say_so, checkpoints=attempt.is_gone_on_from(result))
         score = "" if result.value is None else f" with {result.value:.4f} after {result.rows_seen} rows"
         log.info("%s ended %s%s", attempt.title, result.end_reason, score)
         if result.end_reason is EndReason.CRASHED:
@@ -333,6 +337,7 @@ class Worker:
             log.error("%s", died)
         self._end_engine()
         self._end_all(RunResult(end_reason=EndReason.PREEMPTED, message=why))
+        self._carrier.settle_all()
         if not self._clerk.close(LAST_WORDS_SECONDS):
             log.warning("what the database could not be told is kept in %s; the next worker says it", self._clerk.file)
 

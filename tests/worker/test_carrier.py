@@ -63,6 +63,14 @@ def there(tmp_path: Path) -> list[str]:
     return sorted(path.name for path in (tmp_path / "shared").rglob("*.manifest"))
 
 
+def deliver(ours: Carrier, folder: Path, *, checkpoints: bool) -> None:
+    """And wait until that run's end would be said."""
+    said: list[Path] = []
+    ours.deliver(folder, lambda: said.append(folder), checkpoints=checkpoints)
+    ours.settle_all()
+    assert said == [folder]
+
+
 def wait_for(tmp_path: Path, expected: list[str]) -> None:
     until = time.monotonic() + PATIENCE_SECONDS
     while there(tmp_path) != expected:
@@ -79,7 +87,7 @@ def test_checkpoints_are_carried_while_a_run_trains_and_old_ones_go(output: Path
     shutil.rmtree(folder / "checkpoints" / "100")
     wait_for(tmp_path, ["200.manifest", "300.manifest"])
     leave_adapter(folder)
-    ours.deliver(folder, checkpoints=True)
+    deliver(ours, folder, checkpoints=True)
     assert there(tmp_path) == ["200.manifest", "300.manifest", "adapter.manifest"]
 
 
@@ -88,7 +96,7 @@ def test_what_a_run_goes_on_from_is_brought_to_a_machine_that_does_not_have_it(
 ) -> None:
     folder = run_with(output, 100, 200)
     leave_adapter(folder)
-    carrier_of(output).deliver(folder, checkpoints=True)
+    deliver(carrier_of(output), folder, checkpoints=True)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "bob"))
     other = depot.opened(f"file://{tmp_path}/shared")
     theirs = paths.run_folder(other, "s", "run", "token")
@@ -104,7 +112,7 @@ def test_a_url_that_is_away_is_waited_for_as_long_as_there_is_time_and_no_longer
     ours, folder = carrier_of(output), run_with(output, 100)
     began = time.monotonic()
     ours.hurry(0.3)
-    ours.deliver(folder, checkpoints=True)
+    deliver(ours, folder, checkpoints=True)
     ours.finish()
     assert time.monotonic() - began < PATIENCE_SECONDS
     assert "NotADirectoryError" in caplog.text
@@ -122,7 +130,7 @@ def test_an_adapter_is_waited_for_until_the_url_is_back_or_nobody_wants_it(
 ) -> None:
     folder = run_with(output)
     leave_adapter(folder)
-    carrier_of(output).deliver(folder, checkpoints=False)
+    deliver(carrier_of(output), folder, checkpoints=False)
     take_away(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "bob"))
     other = depot.opened(f"file://{tmp_path}/shared")
@@ -146,7 +154,7 @@ def test_an_adapter_that_the_url_does_not_have_whole_is_tried_some_times(
     folder = run_with(output)
     if damaged:
         leave_adapter(folder)
-        carrier_of(output).deliver(folder, checkpoints=False)
+        deliver(carrier_of(output), folder, checkpoints=False)
         (weights,) = (tmp_path / "shared").rglob("weights")
         weights.write_bytes(b"3")
         shutil.rmtree(folder / "adapter")
@@ -163,12 +171,12 @@ def test_an_adapter_that_comes_late_gets_to_the_url_all_the_same_and_is_waited_f
     take_away(tmp_path)
     ours, folder = carrier_of(output), run_with(output)
     leave_adapter(folder)
-    ours.deliver(folder, checkpoints=False)
+    deliver(ours, folder, checkpoints=False)
     assert f"what is in {folder} is not at the output's URL yet" in caplog.text
     began = time.monotonic()
     for number in range(10):
         leave_adapter(folder.with_name(f"other-{number}"))
-        ours.deliver(folder.with_name(f"other-{number}"), checkpoints=False)
+        deliver(ours, folder.with_name(f"other-{number}"), checkpoints=False)
     assert time.monotonic() - began < 0.5 * 10 / 2
     give_back(tmp_path)
     wait_for(tmp_path, ["adapter.manifest"] * 11)
@@ -179,7 +187,7 @@ def test_an_adapter_that_comes_late_gets_to_the_url_all_the_same_and_is_waited_f
 def test_of_a_run_that_nobody_goes_on_from_only_the_adapter_is_carried(output: Path, tmp_path: Path) -> None:
     ours, folder = carrier_of(output), run_with(output, 100, 200)
     leave_adapter(folder)
-    ours.deliver(folder, checkpoints=False)
+    deliver(ours, folder, checkpoints=False)
     assert there(tmp_path) == ["adapter.manifest"]
 
 
@@ -199,7 +207,7 @@ def test_an_adapter_waits_for_no_checkpoint(output: Path, tmp_path: Path, monkey
     ours.follow(folder)
     assert reached.wait(PATIENCE_SECONDS)
     leave_adapter(folder)
-    ours.deliver(folder, checkpoints=True)
+    deliver(ours, folder, checkpoints=True)
     assert there(tmp_path) == ["adapter.manifest"]
     leave.set()
     wait_for(tmp_path, ["100.manifest", "adapter.manifest"])
@@ -209,14 +217,29 @@ def test_who_is_told_to_end_waits_no_longer(output: Path, tmp_path: Path) -> Non
     take_away(tmp_path)
     told: list[str] = []
     ours, folder = Carrier(output, lambda: told[0] if told else None), run_with(output, 100)
+    ours.deliver(folder, lambda: None, checkpoints=True)
     threading.Timer(0.3, told.append, ["signal 15"]).start()
     began = time.monotonic()
-    ours.deliver(folder, checkpoints=True)
+    ours.finish()
     assert 0.2 < time.monotonic() - began < PATIENCE_SECONDS
     give_back(tmp_path)
     ours.hurry(PATIENCE_SECONDS)
-    ours.finish()
+    ours.settle_all()
     assert there(tmp_path) == ["100.manifest"], "what is left of the notice is used"
+
+
+def test_while_one_runs_end_waits_nobody_else_does(output: Path, tmp_path: Path) -> None:
+    take_away(tmp_path)
+    ours, folder, said = carrier_of(output), run_with(output), []
+    leave_adapter(folder)
+    began = time.monotonic()
+    ours.deliver(folder, lambda: said.append(there(tmp_path)), checkpoints=False)
+    ours.settle()
+    assert time.monotonic() - began < carrier.DELIVER_SECONDS / 2
+    assert ours.is_delivering
+    give_back(tmp_path)
+    ours.settle_all()
+    assert said == [["adapter.manifest"]], "once, when the adapter is there"
 
 
 def test_a_folder_that_cannot_be_carried_is_in_nobodys_way(
@@ -226,10 +249,10 @@ def test_a_folder_that_cannot_be_carried_is_in_nobodys_way(
     monkeypatch.setattr(carrier, "DELIVER_SECONDS", 0.2)
     ours, whole = carrier_of(output), run_with(output, 100)
     (whole.with_name("empty") / "adapter").mkdir(parents=True)
-    ours.deliver(whole.with_name("empty"), checkpoints=False)
+    deliver(ours, whole.with_name("empty"), checkpoints=False)
     monkeypatch.setattr(carrier, "DELIVER_SECONDS", PATIENCE_SECONDS)
     leave_adapter(whole)
-    ours.deliver(whole, checkpoints=True)
+    deliver(ours, whole, checkpoints=True)
     assert there(tmp_path) == ["100.manifest", "adapter.manifest"]
 
 
@@ -268,6 +291,25 @@ def test_a_stage_waits_for_its_adapter_while_the_url_is_away_and_then_is_trained
 
 
 @pytest.mark.slow
+def test_the_next_trial_trains_while_the_end_of_the_one_before_waits_for_the_url(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the one slot that there is: both are the worker's, and only one of them is trained."""
+    monkeypatch.setenv("MVSWEEP_OUTPUT", f"file://{tmp_path}/shared")
+    monkeypatch.setenv("MVSWEEP_REHEARSAL_SECONDS", "1")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "ann"))
+    shell = Shell.at(tmp_path, f"sqlite:///{tmp_path / 'mvsweep.sqlite3'}", SWEEP.replace("trials: 4", "trials: 2"))
+    shell.run("create", "flow.yaml")
+    take_away(tmp_path)
+    worker = shell.worker("--engine", "rehearsal", "--slots", "1", "--until-idle")
+    shell.wait_until(lambda report: len(report.running) == 2)
+    give_back(tmp_path)
+    log = ended(worker)
+    assert re.findall(r"ended ([a-z_]+)", log) == ["finished", "finished"]
+    assert there(tmp_path) == ["adapter.manifest"] * 2
+
+
+@pytest.mark.slow
 def test_a_stage_that_waits_for_its_adapter_can_be_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shell, worker = held_back(tmp_path, monkeypatch)
     shell.run("stop", "flow", "--now")
@@ -277,5 +319,5 @@ def test_a_stage_that_waits_for_its_adapter_can_be_taken_back(tmp_path: Path, mo
 def test_with_a_folder_on_a_disk_there_is_nothing_to_carry(tmp_path: Path) -> None:
     ours = carrier_of(tmp_path)
     assert ours.bring([tmp_path / "run"], None).done()
-    ours.deliver(tmp_path / "run", checkpoints=True)
+    deliver(ours, tmp_path / "run", checkpoints=True)
     ours.finish()
