@@ -11,7 +11,7 @@ test is read by these and by the first run set by hand, once, at the end. Killed
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,8 @@ import numpy as np
 from benchmarks.promotion import PASSES, winner, work
 from mathverify_sweep import actions, metrics, paths, sweep_file
 from mathverify_sweep.config import SweepConfig
-from mathverify_sweep.data.rows import groups
+from mathverify_sweep.data.rows import Row, groups
+from mathverify_sweep.metrics import Floats
 from mathverify_sweep.resampling import mean_gain
 from mathverify_sweep.store import database as store
 from mathverify_sweep.store import promotions, runs
@@ -37,6 +38,7 @@ LONG_RUNS: dict[str, tuple[int, dict[str, Any]]] = {
     f"{BY_HAND}, another seed": (0, {"plan": "scratch", "stages": "[all]", "seed": 12}),
     "best plan": (1, {"stages": "[0.25, 0.5, 0.75, all]", "passes": PASSES, "seed": 11}),
     "two passes, dropout": (2, {"plan": "scratch", "stages": "[all]", "passes": 2, "seed": 11}),
+    "one pass, twice the rate, dropout": (3, {"plan": "scratch", "stages": "[all]", "seed": 11}),
 }
 """By name the trial of the sweep file that is promoted, and how."""
 
@@ -53,10 +55,13 @@ def main() -> None:
     plan = winner(database, options.plans)
     _train(database, config, plan, options)
     named = _named(database, config, plan)
-    table = _table(database, config, named, plan, options)
+    asked = _asked(database, config, named)
+    said = _said(database, asked, options)
+    rows = verifier.rows_of(named[BY_HAND], "test")
+    tables = "\n".join([_validation(named, plan), _test(asked, said, rows), _differences(asked, said, rows)])
     options.to.mkdir(parents=True, exist_ok=True)
-    (options.to / "final.md").write_text(table, encoding="utf-8")
-    print(table)
+    (options.to / "final.md").write_text(tables, encoding="utf-8")
+    print(tables)
 
 
 def _options() -> argparse.Namespace:
@@ -98,62 +103,80 @@ def _named(database: Database, config: SweepConfig, plan: str) -> dict[str, Mode
     return found
 
 
-def _table(
-    database: Database, config: SweepConfig, named: dict[str, Model], plan: str, options: argparse.Namespace
-) -> str:
-    from mathverify_sweep.training.judge import Judge  # imports torch
-
+def _asked(database: Database, config: SweepConfig, named: dict[str, Model]) -> dict[str, Verifier]:
+    """Who reads test: the first run set by hand, the best of the others on validation, and a mean."""
     sought = {name: model for name, model in named.items() if not name.startswith(BY_HAND)}
     best = min(sought, key=lambda name: sought[name].metrics.log_loss)
     chosen = ensemble.choose(database, config.study, list(named.values()), AVERAGED)
     averaged = verifier.find(database, [member.run_id for member in chosen.members])
-    asked = {
+    return {
         BY_HAND: verifier.find(database, [named[BY_HAND].run.run_id]),
         f"best on validation ({best})": verifier.find(database, [named[best].run.run_id]),
-        f"mean of {len(averaged.models)} ({', '.join(_names(named, averaged))})": averaged,
+        f"mean of {len(averaged.models)} ({'; '.join(_names(named, averaged))})": averaged,
     }
+
+
+def _said(database: Database, asked: dict[str, Verifier], options: argparse.Namespace) -> dict[str, Floats]:
+    """Their log-odds on test."""
+    from mathverify_sweep.training.judge import Judge  # imports torch
+
     judge = Judge("cuda:0" if options.device == "cuda" else options.device)
     output = options.output.resolve()
-    said = {name: verifier.split_log_odds(database, each, "test", output, judge) for name, each in asked.items()}
-    rows = verifier.rows_of(named[BY_HAND], "test")
-    labels, questions = np.array([row.is_correct for row in rows]), groups(rows)
+    return {name: verifier.split_log_odds(database, each, "test", output, judge) for name, each in asked.items()}
+
+
+def _validation(named: dict[str, Model], plan: str) -> str:
     lines = [
         f"Validation. The best plan is `{plan}`.",
         "",
         "| long run | rows of its last stage | log-loss | accuracy at 0 |",
         "|---|---|---|---|",
-        *(
-            f"| {name} | {model.result.rows_seen:,} | {model.metrics.log_loss:.4f} | {model.metrics.accuracy:.4f} |"
-            for name, model in named.items()
-        ),
-        "",
-        f"Test, {len(rows):,} rows, read once.",
+    ]
+    for name, model in named.items():
+        figures = f"{model.metrics.log_loss:.4f} | {model.metrics.accuracy:.4f}"
+        lines.append(f"| {name} | {model.result.rows_seen:,} | {figures} |")
+    return "\n".join([*lines, ""])
+
+
+def _test(asked: dict[str, Verifier], said: dict[str, Floats], rows: Sequence[Row]) -> str:
+    lines = [
+        f"Test, {len(rows):,} rows.",
         "",
         "| model | accuracy at 0 [95 %] | at the threshold | log-loss | AUC |",
         "|---|---|---|---|---|",
     ]
-    right: dict[str, np.ndarray] = {}
-    at_threshold: dict[str, np.ndarray] = {}
     for name, each in asked.items():
-        found = metrics.judge(said[name], labels, questions)
-        right[name] = (said[name] >= 0) == labels
-        at_threshold[name] = (said[name] >= each.threshold) == labels
+        found = metrics.judge(said[name], [row.is_correct for row in rows], groups(rows))
+        right = _right(said[name], rows, each.threshold).mean()
         lines.append(
             f"| {name} | {found.accuracy:.4f} [{found.accuracy_low:.4f}, {found.accuracy_high:.4f}] | "
-            f"{at_threshold[name].mean():.4f} (at {each.threshold:+.2f}) | {found.log_loss:.4f} | {found.auc:.4f} |"
+            f"{right:.4f} (at {each.threshold:+.2f}) | {found.log_loss:.4f} | {found.auc:.4f} |"
         )
-    by_hand, single, mean = asked
-    lines += ["", "| difference on test | points [95 %] |", "|---|---|"]
-    for what, one, other in (
-        ("best minus set by hand", right[single], right[by_hand]),
-        ("mean minus best", right[mean], right[single]),
-        ("mean minus set by hand", right[mean], right[by_hand]),
-        ("best, its threshold minus 0", at_threshold[single], right[single]),
-        ("mean, its threshold minus 0", at_threshold[mean], right[mean]),
-    ):
-        gain = mean_gain(one.astype(float) - other, questions)
+    return "\n".join([*lines, ""])
+
+
+def _differences(asked: dict[str, Verifier], said: dict[str, Floats], rows: Sequence[Row]) -> str:
+    """Paired, by question: what the choice, the mean and the threshold bring."""
+    by_hand, best, mean = (_right(odds, rows, 0.0) for odds in said.values())
+    _, best_there, mean_there = (_right(said[name], rows, each.threshold) for name, each in asked.items())
+    pairs = {
+        "best minus set by hand": (best, by_hand),
+        "mean minus best": (mean, best),
+        "mean minus set by hand": (mean, by_hand),
+        "best, its threshold minus 0": (best_there, best),
+        "mean, its threshold minus 0": (mean_there, mean),
+    }
+    lines = ["| difference on test | points [95 %] |", "|---|---|"]
+    for what, (one, other) in pairs.items():
+        gain = mean_gain(one - other, groups(rows))
         lines.append(f"| {what} | {100 * gain.estimate:+.2f} [{100 * gain.low:+.2f}, {100 * gain.high:+.2f}] |")
     return "\n".join([*lines, ""])
+
+
+def _right(odds: Floats, rows: Sequence[Row], threshold: float) -> Floats:
+    """Of each row 1 where it is judged right, else 0."""
+    judged: Floats = np.equal(odds >= threshold, [row.is_correct for row in rows]).astype(np.float64)
+    return judged
 
 
 def _names(named: dict[str, Model], averaged: Verifier) -> Iterator[str]:
