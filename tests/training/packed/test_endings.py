@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -64,6 +66,26 @@ def test_a_run_that_is_cut_and_gone_on_with_elsewhere_ends_in_the_same_bits(
     assert (first.logs + second.logs, first.reports + second.reports) == (uncut.logs, uncut.reports)
     assert whole.log_odds == uncut.log_odds
     assert largest_difference(whole.adapter, uncut.adapter) == 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_run_whose_newest_checkpoint_is_cut_short_anywhere_goes_on_from_the_one_before_to_the_same_bits(
+    place: Place, engine: PackedEngine, tmp_path: Path, seed: int
+) -> None:
+    dice = random.Random(seed)
+    step = dice.randint(2, 7)
+    spec = place.spec(params={"lora_dropout": 0.2}, rungs=(24, 48))
+    uncut = numbers(engine, spec, tmp_path / "uncut")
+    trained(engine, spec, tmp_path / "first", Recorder(interrupt=(step, EndReason.PREEMPTED)), checkpoint_seconds=0.0)
+    newest = tmp_path / "first" / "checkpoints" / str(8 * step)
+    file = dice.choice(sorted(path for path in newest.rglob("*") if path.is_file()))
+    os.truncate(file, dice.randrange(file.stat().st_size))
+    recorder = Recorder()
+    result = trained(engine, spec, tmp_path / "second", recorder, resume_from=(tmp_path / "first",))
+    assert result.resumed_from_rows == 8 * (step - 1)
+    assert recorder.logs == uncut.logs[step - 1 :]
+    assert result.log_odds == uncut.log_odds
+    assert largest_difference(adapter_of(tmp_path / "second"), uncut.adapter) == 0
 
 
 def test_a_run_that_was_cut_after_its_last_step_only_has_to_be_judged(
