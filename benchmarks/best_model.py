@@ -1,9 +1,9 @@
 """The best plan on all rows, beside other long runs of the same base model, against a run set by hand; read on test.
 
-    python -m benchmarks.best_model --plans promotion_plans --file docs/results/promotion/final.yaml --device cuda \\
+    python -m benchmarks.best_model --plan cumulative --file docs/results/promotion/final.yaml --device cuda \\
         --output runs --set data.source=/data/verification_pool.parquet --to docs/results/promotion
 
-Needs the study of `benchmarks.promotion` in the same database, which says what the best plan is. The sweep file's
+`--plan` is what `benchmarks.promotion` found to be the best (docs/results/promotion.md). The sweep file's
 trials are small and only there to be promoted. Which model is the best, and which are averaged, validation decides;
 test is read by these and by the first run set by hand, once, at the end. Killed, it goes on. Writes a table.
 """
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.promotion import PASSES, winner, work
+from benchmarks.promotion import PASSES, work
 from mathverify_sweep import actions, metrics, paths, sweep_file
 from mathverify_sweep.config import SweepConfig
 from mathverify_sweep.data.rows import Row, groups
@@ -52,13 +52,12 @@ def main() -> None:
     config = sweep_file.require(options.file, options.settings)
     database = store.connect(options.storage)
     store.upgrade(database)
-    plan = winner(database, options.plans)
-    _train(database, config, plan, options)
-    named = _named(database, config, plan)
+    _train(database, config, options)
+    named = _named(database, config, options.plan)
     asked = _asked(database, config, named)
     said = _said(database, asked, options)
     rows = verifier.rows_of(named[BY_HAND], "test")
-    tables = "\n".join([_validation(named, plan), _test(asked, said, rows), _differences(asked, said, rows)])
+    tables = "\n".join([_validation(named, options.plan), _test(asked, said, rows), _differences(asked, said, rows)])
     options.to.mkdir(parents=True, exist_ok=True)
     (options.to / "final.md").write_text(tables, encoding="utf-8")
     print(tables)
@@ -66,7 +65,7 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--plans", default="promotion_plans", help="study of `benchmarks.promotion`")
+    parser.add_argument("--plan", default="cumulative", help="the best plan")
     parser.add_argument("--file", default="docs/results/promotion/final.yaml", help="sweep file with the settings")
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--storage", default=f"sqlite:///{paths.DEFAULT_DATABASE}")
@@ -81,12 +80,12 @@ def _settings(name: str, plan: str) -> tuple[int, list[str]]:
     return trial, [f"promotion.{key}={value}" for key, value in {"plan": plan, **settings}.items()]
 
 
-def _train(database: Database, config: SweepConfig, plan: str, options: argparse.Namespace) -> None:
+def _train(database: Database, config: SweepConfig, options: argparse.Namespace) -> None:
     actions.create(database, config)
     work(config.study, options)
     handle = study.open_study(database, config.study)
     for name in LONG_RUNS:
-        trial, settings = _settings(name, plan)
+        trial, settings = _settings(name, options.plan)
         actions.promote(database, handle, 1, trial, settings)
     work(config.study, options)
 

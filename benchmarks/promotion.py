@@ -196,14 +196,6 @@ def _stages(by_plan: dict[str, list[Arm]]) -> str:
     return "\n".join([*lines, ""])
 
 
-def winner(database: Database, name: str) -> str:
-    """The plan whose last stages have the lowest log-loss on average, of those that have got to their end."""
-    by_plan: dict[str, list[Arm]] = defaultdict(list)
-    for arm in _arms(database, name):
-        by_plan[arm.plan].append(arm)
-    return min(by_plan, key=lambda plan: _log_loss(by_plan[plan]))
-
-
 def _log_loss(arms: Sequence[Arm]) -> float:
     return float(np.mean([_figures(arm.stages[-1]).log_loss for arm in arms]))
 
