@@ -56,7 +56,10 @@ class Arm:
 
     @property
     def seconds(self) -> list[float]:
-        """Device time up to the end of each stage, that of a trunk's pieces included."""
+        """Time in a slot up to the end of each stage, that of a trunk's pieces included.
+
+        Others may be in slots beside it, and attempts that were cut are left out, so this is no cost.
+        """
         until = [stage.stage or 0 for stage in self.stages]
         return [sum(run.busy_seconds or 0.0 for run in self.every if (run.stage or 0) <= end) for end in until]
 
@@ -139,7 +142,7 @@ def _report(database: Database, config: SweepConfig, options: argparse.Namespace
     tables = "\n".join([_table(database, by_plan), _stages(by_plan)])
     (options.to / "table.md").write_text(tables, encoding="utf-8")
     figures = {
-        "accuracy": ("device minutes", "validation accuracy, mean of the seeds", _over_time(by_plan)),
+        "accuracy": ("minutes in a slot, beside others", "validation accuracy, mean of the seeds", _over_time(by_plan)),
         "forgetting": ("stage", "accuracy on rows of the first quarter", _first_quarter(by_plan)),
     }
     for name, (x_label, y_label, named) in figures.items():
@@ -153,7 +156,7 @@ def _table(database: Database, by_plan: dict[str, list[Arm]]) -> str:
     labels, questions = _validation(by_plan)
     against, losses = _right(database, by_plan[REFERENCE], labels), _losses(database, by_plan[REFERENCE], labels)
     lines = [
-        f"| plan | seeds | steps | device min | accuracy, seed by seed | minus {REFERENCE}, points [95 %] | log-loss | "
+        f"| plan | seeds | steps | slot min | accuracy, seed by seed | minus {REFERENCE}, points [95 %] | log-loss | "
         f"minus {REFERENCE} [95 %] |",
         "|---|---|---|---|---|---|---|---|",
     ]
@@ -177,7 +180,7 @@ def _table(database: Database, by_plan: dict[str, list[Arm]]) -> str:
 def _stages(by_plan: dict[str, list[Arm]]) -> str:
     """A line per stage, means of the seeds."""
     lines = [
-        "| plan | stage | device min | accuracy | log-loss | AUC | rows of the first quarter: met | held back |",
+        "| plan | stage | slot min | accuracy | log-loss | AUC | rows of the first quarter: met | held back |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for plan, arms in by_plan.items():
@@ -227,7 +230,7 @@ def _steps(arm: Arm) -> int:
 
 
 def _over_time(by_plan: dict[str, list[Arm]]) -> dict[str, list[tuple[float, float]]]:
-    """Mean device minutes and mean accuracy after each stage."""
+    """Mean minutes in a slot and mean accuracy after each stage."""
     found = {}
     for plan, arms in by_plan.items():
         minutes = np.mean([arm.seconds for arm in arms], axis=0) / 60
