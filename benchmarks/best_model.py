@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.promotion import PASSES, work
+from benchmarks.readings import points, right, table
 from mathverify_sweep import actions, metrics, paths, sweep_file
 from mathverify_sweep.config import SweepConfig
-from mathverify_sweep.data.rows import Row, groups
-from mathverify_sweep.metrics import Floats
+from mathverify_sweep.data.rows import groups
+from mathverify_sweep.metrics import Bools, Floats
 from mathverify_sweep.resampling import mean_gain
 from mathverify_sweep.store import database as store
 from mathverify_sweep.store import promotions, runs
@@ -52,12 +53,13 @@ def main() -> None:
     config = sweep_file.require(options.file, options.settings)
     database = store.connect(options.storage)
     store.upgrade(database)
-    _train(database, config, options)
-    named = _named(database, config, options.plan)
+    named = _trained(database, config, options)
     asked = _asked(database, config, named)
     said = _said(database, asked, options)
     rows = verifier.rows_of(named[BY_HAND], "test")
-    tables = "\n".join([_validation(named, options.plan), _test(asked, said, rows), _differences(asked, said, rows)])
+    labels, questions = np.array([row.is_correct for row in rows]), groups(rows)
+    parts = [_validation(named, options.plan), _test(asked, said, labels, questions)]
+    tables = "\n".join([*parts, _differences(asked, said, labels, questions)])
     options.to.mkdir(parents=True, exist_ok=True)
     (options.to / "final.md").write_text(tables, encoding="utf-8")
     print(tables)
@@ -75,31 +77,19 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _settings(name: str, plan: str) -> tuple[int, list[str]]:
-    trial, settings = LONG_RUNS[name]
-    return trial, [f"promotion.{key}={value}" for key, value in {"plan": plan, **settings}.items()]
-
-
-def _train(database: Database, config: SweepConfig, options: argparse.Namespace) -> None:
+def _trained(database: Database, config: SweepConfig, options: argparse.Namespace) -> dict[str, Model]:
+    """The last stage of each long run, by name. Raises StudyError when one has not finished."""
     actions.create(database, config)
     work(config.study, options)
     handle = study.open_study(database, config.study)
-    for name in LONG_RUNS:
-        trial, settings = _settings(name, options.plan)
-        actions.promote(database, handle, 1, trial, settings)
+    ids = {}
+    for name, (trial, own) in LONG_RUNS.items():
+        settings = [f"promotion.{key}={value}" for key, value in {"plan": options.plan, **own}.items()]
+        (promoted,) = actions.promote(database, handle, 1, trial, settings)
+        ids[name] = promoted.promotion_id
     work(config.study, options)
-
-
-def _named(database: Database, config: SweepConfig, plan: str) -> dict[str, Model]:
-    """The last stage of each long run, by name. Raises StudyError when one has not finished."""
-    handle = study.open_study(database, config.study)
-    found = {}
-    for name in LONG_RUNS:
-        trial, settings = _settings(name, plan)
-        (said,) = actions.promote(database, handle, 1, trial, settings)
-        record = next(r for r in promotions.promotions(database, config.study) if r.promotion_id == said.promotion_id)
-        found[name] = verifier.model(runs.get(database, record.run_ids[-1]))
-    return found
+    stages = {record.promotion_id: record.run_ids for record in promotions.promotions(database, config.study)}
+    return {name: verifier.model(runs.get(database, stages[promotion][-1])) for name, promotion in ids.items()}
 
 
 def _asked(database: Database, config: SweepConfig, named: dict[str, Model]) -> dict[str, Verifier]:
@@ -126,56 +116,43 @@ def _said(database: Database, asked: dict[str, Verifier], options: argparse.Name
 
 def _validation(named: dict[str, Model], plan: str) -> str:
     lines = [
-        f"Validation. The best plan is `{plan}`.",
-        "",
-        "| long run | rows of its last stage | log-loss | accuracy at 0 |",
-        "|---|---|---|---|",
+        [name, f"{model.result.rows_seen:,}", f"{model.metrics.log_loss:.4f}", f"{model.metrics.accuracy:.4f}"]
+        for name, model in named.items()
     ]
-    for name, model in named.items():
-        figures = f"{model.metrics.log_loss:.4f} | {model.metrics.accuracy:.4f}"
-        lines.append(f"| {name} | {model.result.rows_seen:,} | {figures} |")
-    return "\n".join([*lines, ""])
+    header = ["long run", "rows of its last stage", "log-loss", "accuracy at 0"]
+    return f"Validation. The best plan is `{plan}`.\n\n{table(header, lines)}"
 
 
-def _test(asked: dict[str, Verifier], said: dict[str, Floats], rows: Sequence[Row]) -> str:
-    lines = [
-        f"Test, {len(rows):,} rows.",
-        "",
-        "| model | accuracy at 0 [95 %] | at the threshold | log-loss | AUC |",
-        "|---|---|---|---|---|",
-    ]
+def _test(asked: dict[str, Verifier], said: dict[str, Floats], labels: Bools, questions: Sequence[str]) -> str:
+    lines = []
     for name, each in asked.items():
-        found = metrics.judge(said[name], [row.is_correct for row in rows], groups(rows))
-        right = _right(said[name], rows, each.threshold).mean()
+        found = metrics.judge(said[name], labels, questions)
         lines.append(
-            f"| {name} | {found.accuracy:.4f} [{found.accuracy_low:.4f}, {found.accuracy_high:.4f}] | "
-            f"{right:.4f} (at {each.threshold:+.2f}) | {found.log_loss:.4f} | {found.auc:.4f} |"
+            [
+                name,
+                f"{found.accuracy:.4f} [{found.accuracy_low:.4f}, {found.accuracy_high:.4f}]",
+                f"{right(said[name], labels, each.threshold).mean():.4f} (at {each.threshold:+.2f})",
+                f"{found.log_loss:.4f}",
+                f"{found.auc:.4f}",
+            ]
         )
-    return "\n".join([*lines, ""])
+    header = ["model", "accuracy at 0 [95 %]", "at the threshold", "log-loss", "AUC"]
+    return f"Test, {len(labels):,} rows.\n\n{table(header, lines)}"
 
 
-def _differences(asked: dict[str, Verifier], said: dict[str, Floats], rows: Sequence[Row]) -> str:
+def _differences(asked: dict[str, Verifier], said: dict[str, Floats], labels: Bools, questions: Sequence[str]) -> str:
     """Paired, by question: what the choice, the mean and the threshold bring."""
-    by_hand, best, mean = (_right(odds, rows, 0.0) for odds in said.values())
-    _, best_there, mean_there = (_right(said[name], rows, each.threshold) for name, each in asked.items())
-    pairs = {
-        "best minus set by hand": (best, by_hand),
-        "mean minus best": (mean, best),
-        "mean minus set by hand": (mean, by_hand),
-        "best, its threshold minus 0": (best_there, best),
-        "mean, its threshold minus 0": (mean_there, mean),
+    by_hand, best, mean = (right(odds, labels) for odds in said.values())
+    _, best_there, mean_there = (right(said[name], labels, each.threshold) for name, each in asked.items())
+    gains = {
+        "best minus set by hand": best - by_hand,
+        "mean minus best": mean - best,
+        "mean minus set by hand": mean - by_hand,
+        "best, its threshold minus 0": best_there - best,
+        "mean, its threshold minus 0": mean_there - mean,
     }
-    lines = ["| difference on test | points [95 %] |", "|---|---|"]
-    for what, (one, other) in pairs.items():
-        gain = mean_gain(one - other, groups(rows))
-        lines.append(f"| {what} | {100 * gain.estimate:+.2f} [{100 * gain.low:+.2f}, {100 * gain.high:+.2f}] |")
-    return "\n".join([*lines, ""])
-
-
-def _right(odds: Floats, rows: Sequence[Row], threshold: float) -> Floats:
-    """Of each row 1 where it is judged right, else 0."""
-    judged: Floats = np.equal(odds >= threshold, [row.is_correct for row in rows]).astype(np.float64)
-    return judged
+    lines = [[what, points(mean_gain(gain, questions))] for what, gain in gains.items()]
+    return table(["difference on test", "points [95 %]"], lines)
 
 
 def _names(named: dict[str, Model], averaged: Verifier) -> Iterator[str]:

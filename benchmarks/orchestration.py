@@ -15,7 +15,6 @@ import os
 import platform
 import random
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -33,7 +32,7 @@ from urllib.request import urlopen
 
 import sqlalchemy as sa
 
-from benchmarks.faults.postgres import Postgres
+from benchmarks.faults.postgres import Postgres, free_port
 from mathverify_sweep.chaos.stage import Stage, create, sweep
 from mathverify_sweep.specs import RunResult
 from mathverify_sweep.states import EndReason
@@ -251,10 +250,8 @@ def _start(run: RunRecord) -> datetime:
 
 def _page(kind: str, count: int) -> dict[str, Any]:
     """Seconds until the dashboard's first answer about a study, and about new trials of it afterwards."""
-    with _study_of(kind, count) as (url, folder), socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
-        taken.close()
+    with _study_of(kind, count) as (url, folder):
+        port = free_port()
         command = [sys.executable, "-m", "mathverify_sweep", "dashboard", "--storage", url, "--output", str(folder)]
         with subprocess.Popen([*command, "--port", str(port)], stdout=subprocess.DEVNULL) as process:
             try:

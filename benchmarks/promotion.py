@@ -23,12 +23,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mathverify_sweep import actions, metrics, paths, sweep_file
+from benchmarks.readings import Read, labels_of, loss, points, reading_of, table
+from mathverify_sweep import actions, paths, sweep_file
 from mathverify_sweep.config import PromotionConfig, SweepConfig
-from mathverify_sweep.data.rows import groups
-from mathverify_sweep.metrics import Floats
+from mathverify_sweep.metrics import Bools
 from mathverify_sweep.resampling import mean_gain
-from mathverify_sweep.specs import Metrics
+from mathverify_sweep.specs import Metrics, SliceFigures
 from mathverify_sweep.states import RunState
 from mathverify_sweep.store import database as store
 from mathverify_sweep.store import promotions, runs
@@ -153,73 +153,59 @@ def _report(database: Database, config: SweepConfig, options: argparse.Namespace
 
 def _table(database: Database, by_plan: dict[str, list[Arm]]) -> str:
     """A line per plan: its last stage, over seeds, and against the reference on the same rows."""
-    labels, questions = _validation(by_plan)
-    against, losses = _right(database, by_plan[REFERENCE], labels), _losses(database, by_plan[REFERENCE], labels)
-    lines = [
-        f"| plan | seeds | steps | slot min | accuracy, seed by seed | minus {REFERENCE}, points [95 %] | log-loss | "
-        f"minus {REFERENCE} [95 %] |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    labels, questions = labels_of(by_plan[REFERENCE][0].stages[-1])
+    read = {plan: _mean_reading(database, arms, labels) for plan, arms in by_plan.items()}
+    against = read[REFERENCE]
+    lines = []
     for plan, arms in by_plan.items():
-        each = ", ".join(f"{_figures(arm.stages[-1]).accuracy:.4f}" for arm in arms)
-        gain = mean_gain(_right(database, arms, labels) - against, questions)
-        more = mean_gain(_losses(database, arms, labels) - losses, questions)
-        points = f"{100 * gain.estimate:+.2f} [{100 * gain.low:+.2f}, {100 * gain.high:+.2f}]"
-        loss = f"{more.estimate:+.4f} [{more.low:+.4f}, {more.high:+.4f}]"
+        gain = mean_gain(read[plan].right - against.right, questions)
+        more = mean_gain(read[plan].losses - against.losses, questions)
         lines.append(
-            f"| {plan} | {len(arms)} | {min(_steps(arm) for arm in arms):,} | "
-            f"{np.mean([arm.seconds[-1] for arm in arms]) / 60:.1f} | {each} | {'' if plan == REFERENCE else points} | "
-            f"{_log_loss(arms):.4f} | {'' if plan == REFERENCE else loss} |"
+            [
+                plan,
+                str(len(arms)),
+                f"{min(_steps(arm) for arm in arms):,}",
+                f"{np.mean([arm.seconds[-1] for arm in arms]) / 60:.1f}",
+                ", ".join(f"{_figures(arm.stages[-1]).accuracy:.4f}" for arm in arms),
+                "" if plan == REFERENCE else points(gain),
+                f"{np.mean([_figures(arm.stages[-1]).log_loss for arm in arms]):.4f}",
+                "" if plan == REFERENCE else loss(more),
+            ]
         )
+    header = ["plan", "seeds", "steps", "slot min", "accuracy, seed by seed", f"minus {REFERENCE}, points [95 %]"]
     note = (
         "Intervals are of the rows, clustered by question, for these seeds; how much seeds differ stands beside them."
     )
-    return "\n".join([*lines, "", note, ""])
+    return f"{table([*header, 'log-loss', f'minus {REFERENCE} [95 %]'], lines)}\n{note}\n"
 
 
 def _stages(by_plan: dict[str, list[Arm]]) -> str:
     """A line per stage, means of the seeds."""
-    lines = [
-        "| plan | stage | slot min | accuracy | log-loss | AUC | rows of the first quarter: met | held back |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    lines = []
     for plan, arms in by_plan.items():
         for at in range(len(arms[0].stages)):
-            models = [verifier.model(arm.stages[at]) for arm in arms]
-            cells = [
-                np.mean([arm.seconds[at] for arm in arms]) / 60,
-                *(np.mean([getattr(m.metrics, name) for m in models]) for name in ("accuracy", "log_loss", "auc")),
-                *(
-                    np.mean([getattr(m.result.slices[0], name) for m in models])
-                    for name in ("met_accuracy", "held_back_accuracy")
-                ),
-            ]
-            shown = [f"{cells[0]:.1f}", *(f"{cell:.4f}" for cell in cells[1:4]), *(f"{cell:.3f}" for cell in cells[4:])]
-            lines.append(f"| {plan} | {at + 1} | {' | '.join(shown)} |")
-    return "\n".join([*lines, ""])
+            figures = [_figures(arm.stages[at]) for arm in arms]
+            slices = [_first_slice(arm.stages[at]) for arm in arms]
+            lines.append(
+                [
+                    plan,
+                    str(at + 1),
+                    f"{np.mean([arm.seconds[at] for arm in arms]) / 60:.1f}",
+                    f"{np.mean([each.accuracy for each in figures]):.4f}",
+                    f"{np.mean([each.log_loss for each in figures]):.4f}",
+                    f"{np.mean([each.auc for each in figures]):.4f}",
+                    f"{np.mean([each.met_accuracy for each in slices]):.3f}",
+                    f"{np.mean([each.held_back_accuracy for each in slices]):.3f}",
+                ]
+            )
+    header = ["plan", "stage", "slot min", "accuracy", "log-loss", "AUC", "rows of the first quarter: met", "held back"]
+    return table(header, lines)
 
 
-def _log_loss(arms: Sequence[Arm]) -> float:
-    return float(np.mean([_figures(arm.stages[-1]).log_loss for arm in arms]))
-
-
-def _validation(by_plan: dict[str, list[Arm]]) -> tuple[np.ndarray, list[str]]:
-    rows = verifier.rows_of(verifier.model(next(iter(by_plan.values()))[0].stages[-1]), "validation")
-    return np.array([row.is_correct for row in rows]), groups(rows)
-
-
-def _right(database: Database, arms: Sequence[Arm], labels: np.ndarray) -> Floats:
-    """Of each validation row the share of the seeds whose last stage is right."""
-    last = [verifier.kept_log_odds(database, verifier.model(arm.stages[-1]), "validation") for arm in arms]
-    share: Floats = np.mean([(odds >= 0) == labels for odds in last], axis=0)
-    return share
-
-
-def _losses(database: Database, arms: Sequence[Arm], labels: np.ndarray) -> Floats:
-    """Of each validation row the log-loss of the last stage, mean of the seeds."""
-    last = [verifier.kept_log_odds(database, verifier.model(arm.stages[-1]), "validation") for arm in arms]
-    mean: Floats = np.mean([metrics.row_losses(odds, labels) for odds in last], axis=0)
-    return mean
+def _mean_reading(database: Database, arms: Sequence[Arm], labels: Bools) -> Read:
+    """Of each validation row the share of the seeds whose last stage is right, and the mean of their log-losses."""
+    last = [reading_of(database, arm.stages[-1], labels) for arm in arms]
+    return Read(np.mean([each.right for each in last], axis=0), np.mean([each.losses for each in last], axis=0))
 
 
 def _steps(arm: Arm) -> int:
@@ -243,17 +229,15 @@ def _first_quarter(by_plan: dict[str, list[Arm]]) -> dict[str, list[tuple[float,
     """Mean accuracy on a sample of the first quarter's rows after each stage: what falls there is forgotten."""
     return {
         plan: [
-            (float(number), float(np.mean([_of_the_first_slice(arm.stages[number - 1]) for arm in arms])))
+            (float(number), float(np.mean([_first_slice(arm.stages[number - 1]).met_accuracy for arm in arms])))
             for number in range(1, len(arms[0].stages) + 1)
         ]
         for plan, arms in by_plan.items()
     }
 
 
-def _of_the_first_slice(stage: RunRecord) -> float:
-    accuracy = verifier.model(stage).result.slices[0].met_accuracy
-    assert accuracy is not None
-    return accuracy
+def _first_slice(stage: RunRecord) -> SliceFigures:
+    return verifier.model(stage).result.slices[0]
 
 
 def _figures(run: RunRecord) -> Metrics:

@@ -1,7 +1,7 @@
 """What the published reports conclude, from the runs of `sweeps/conclusions.yaml`: effects with intervals, and figures.
 
 An effect is the mean over pairs of runs that are alike in all but one axis. Its interval has both noises in it, that of
-runs and that of questions. Also what this report's parts have in common: a run as it read validation, and tables.
+runs and that of questions.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mathverify_sweep.data.rows import groups
-from mathverify_sweep.metrics import CONFIDENCE, Floats, Interval, cluster_numbers, row_losses
+from benchmarks.readings import Read, labels_of, loss, points, reading_of, table
+from mathverify_sweep.metrics import CONFIDENCE, Floats, Interval, cluster_numbers
 from mathverify_sweep.states import RunState
 from mathverify_sweep.store import runs, studies
 from mathverify_sweep.store.runs import RunRecord
@@ -44,14 +44,6 @@ CONTRASTS: tuple[tuple[int, object, object], ...] = (
 
 
 @dataclass(frozen=True)
-class Read:
-    """What a run says of each validation row: whether it is right, and the log-loss."""
-
-    right: Floats
-    losses: Floats
-
-
-@dataclass(frozen=True)
 class Effect:
     """One value of an axis against another, at one learning rate or at all of them."""
 
@@ -73,8 +65,8 @@ def conclusions(database: Database, to: Path) -> str:
     finished = [run for name in names for run in all_finished(database, name)]
     if not finished:
         return "No trial has got to its end.\n"
-    cells = {_cell(run): reading_of(database, run) for run in finished}
-    questions = groups(verifier.rows_of(verifier.model(finished[0]), "validation"))
+    labels, questions = labels_of(finished[0])
+    cells = {_cell(run): reading_of(database, run, labels) for run in finished}
     (to / "conclusions.svg").write_text(_by_rate(cells), encoding="utf-8")
     effects = _effects(cells, questions)
     named = {f"{each.name}, {each.where}": each.log_loss for each in effects}
@@ -129,12 +121,8 @@ def _pairs(cells: dict[Cell, Read], of: tuple[int, object, object], rate: float 
 
 
 def _told(effects: Sequence[Effect]) -> str:
-    lines = [[each.name, each.where, str(each.pairs), points(each.accuracy), _loss(each.log_loss)] for each in effects]
+    lines = [[each.name, each.where, str(each.pairs), points(each.accuracy), loss(each.log_loss)] for each in effects]
     return table(["effect", "learning rate", "pairs of runs", "accuracy, points [95 %]", "log-loss [95 %]"], lines)
-
-
-def _loss(gain: Interval) -> str:
-    return f"{gain.estimate:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]"
 
 
 def crossed_gain(gains: Floats, questions: Sequence[str], seed: int = 0) -> Interval:
@@ -164,8 +152,8 @@ def _levels(cells: dict[Cell, Read]) -> str:
         for setting, reads in by_setting.items()
     ]
     lines = [
-        [*(str(value) for value in setting), f"{loss:.4f}", ", ".join(f"{value:.4f}" for value in right)]
-        for loss, right, setting in sorted(found, key=lambda each: each[0])
+        [*(str(value) for value in setting), f"{lost:.4f}", ", ".join(f"{value:.4f}" for value in right)]
+        for lost, right, setting in sorted(found, key=lambda each: each[0])
     ]
     return table([*AXES[1:], "log-loss", "accuracy, seed by seed"], lines)
 
@@ -203,28 +191,9 @@ def all_finished(database: Database, name: str) -> list[RunRecord]:
     return [run for run in trials if run.state is RunState.COMPLETE]
 
 
-def reading_of(database: Database, run: RunRecord) -> Read:
-    """What a finished run has said on validation."""
-    model = verifier.model(run)
-    labels = np.array([row.is_correct for row in verifier.rows_of(model, "validation")])
-    odds = verifier.kept_log_odds(database, model, "validation")
-    return Read(((odds >= 0) == labels).astype(np.float64), row_losses(odds, labels))
-
-
 def importance(database: Database, names: Sequence[str]) -> str:
     """The shares of the axes in what makes finished trials differ, study by study."""
     found = {name: views.parameter_importances(database, name) for name in names}
     axes = list(dict.fromkeys(axis for shares in found.values() for axis in shares))
     lines = [[axis, *(f"{found[name].get(axis, 0.0):.2f}" for name in names)] for axis in axes]
     return table(["importance (fANOVA of the log-loss)", *names], lines)
-
-
-def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """In Markdown."""
-    rows = [header, ["---"] * len(header), *lines]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
-
-
-def points(gain: Interval) -> str:
-    """A difference of two shares, in points, with its interval."""
-    return f"{100 * gain.estimate:+.2f} [{100 * gain.low:+.2f}, {100 * gain.high:+.2f}]"

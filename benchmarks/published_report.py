@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, TypedDict
 import numpy as np
 
 from benchmarks import published_effects
-from benchmarks.published_effects import all_finished, importance, points, reading_of, table
+from benchmarks.published_effects import all_finished, importance
+from benchmarks.readings import labels_of, points, reading_of, table
 from mathverify_sweep import paths
 from mathverify_sweep.config import PromotionConfig
-from mathverify_sweep.data.rows import groups
 from mathverify_sweep.metrics import Interval, clustered_accuracy
 from mathverify_sweep.resampling import mean_gain
 from mathverify_sweep.states import RunState
@@ -133,9 +133,9 @@ def _plans(database: Database, to: Path) -> str:
             arms[settings.plan + (f", {settings.passes} passes" if settings.passes else "")] = stages
     if not arms:
         return "No promotion has got to its end.\n"
-    questions = groups(verifier.rows_of(verifier.model(next(iter(arms.values()))[-1]), "validation"))
-    read = {name: reading_of(database, stages[-1]) for name, stages in arms.items()}
     first = next(iter(arms))
+    labels, questions = labels_of(arms[first][-1])
+    read = {name: reading_of(database, stages[-1], labels) for name, stages in arms.items()}
     lines = []
     for name, stages in arms.items():
         gain = mean_gain(read[name].right - read[first].right, questions)
@@ -154,7 +154,7 @@ def _plans(database: Database, to: Path) -> str:
     curves = {name: _over_rows(stages) for name, stages in arms.items()}
     drawn = drawings.curves("Plans of report 003", "rows met", "validation accuracy after each stage", curves)
     (to / "003_plans.svg").write_text(drawn, encoding="utf-8")
-    header = ["plan", "rows met", "steps", "device min", "accuracy, stage by stage", "log-loss of the last"]
+    header = ["plan", "rows met", "steps", "slot min", "accuracy, stage by stage", "log-loss of the last"]
     return table([*header, f"last stage minus {first}, points [95 %]"], lines)
 
 

